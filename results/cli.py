@@ -1,0 +1,168 @@
+"""A script's flags from a dataclass: meanings, defaults, sizes, TOML files, and errors of one line."""
+
+import argparse
+import difflib
+import inspect
+import math
+import sys
+import textwrap
+import tomllib
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+
+from data import DTYPES, UserError, choose_device
+
+from .checkpoint import load_checkpoint
+
+MAY_CHANGE = {"max_iters", "eval_interval", "device", "dtype", "compile", "data", "out", "resume"}  # in a resumed run
+
+
+def option(default, meaning, *, full=None, choices=None, least=None, below=math.inf):
+    """A dataclass field that is a flag, with what `--help` says of it. A flag without a default (MISSING) is required.
+
+    full: the default under `--size full`. choices: all that it may be. Numbers are at least `least` (if not said
+    otherwise 1 for an int, 0 for a float) and less than `below`.
+    """
+    return field(default=default, metadata=dict(meaning=meaning, full=full, choices=choices, least=least, below=below))
+
+
+@dataclass
+class Flags:
+    """What every rung takes beside its own options."""
+
+    device: str = option("auto", "cpu, cuda, cuda:1, mps, or auto: cuda, else mps, else cpu")
+    dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
+    seed: int = option(1, "of the weights, the batches, dropout and the sample", least=0)
+    data: str = option("", "a UTF-8 text file to train on instead of tinyshakespeare")
+    out: str = option("", "the run's folder instead of results/ and the script's name")
+    resume: bool = option(False, "go on with the run in --out where it stopped")
+
+
+def run_main(main):
+    """Runs a script's main(): a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parse(cls, argv=None):
+    """An instance of the dataclass `cls` from the flags in `argv`. Raises UserError for what does not fit."""
+    return build(cls, read_flags(cls, argv))
+
+
+def parse_config(cls, argv=None):
+    """A rung's Config: its flags, over those of `--config FILE.toml`, over the defaults for the size and the device.
+
+    Prints the device with the reason for it, and the whole configuration. Raises UserError for what does not fit.
+    """
+    given = read_flags(cls, argv, with_toml=True)
+    if "config" in given:
+        given = read_toml(cls, given.pop("config")) | given
+    given["out"] = given.get("out") or str(Path(__file__).parent / rung_of(cls))
+    if given.get("resume"):
+        given = resumed(cls, given)
+    build(cls, given)
+    given["device"], given["dtype"] = choose_device(given.get("device", "auto"), given.get("dtype", "auto"))
+    if any(f.name == "size" for f in fields(cls)):
+        if given.get("size", "auto") == "auto":
+            given["size"] = "full" if given["device"].startswith("cuda") else "small"
+        if given["size"] == "full":
+            given = {f.name: f.metadata["full"] for f in fields(cls) if f.metadata["full"] is not None} | given
+    config = build(cls, given)
+    print(textwrap.fill(" ".join(f"{name}={value}" for name, value in asdict(config).items()), 100), flush=True)
+    return config
+
+
+def rung_of(cls):
+    """The name of the script that defines the dataclass: "gpt" for the Config of gpt.py."""
+    return Path(inspect.getfile(cls)).stem
+
+
+def build(cls, values):
+    """An instance of `cls`, its values within the bounds of their options."""
+    for f in fields(cls):
+        if f.name in values:
+            check(f, values[f.name], f"--{f.name} {values[f.name]}")
+    try:
+        return cls(**values)
+    except ValueError as error:  # from the dataclass's own __post_init__
+        raise UserError(error) from None
+
+
+def check(f, value, said):
+    if f.metadata["choices"] and value not in f.metadata["choices"]:
+        raise UserError(f"{said}: must be one of {', '.join(f.metadata['choices'])}")
+    if f.type in (int, float):
+        least = f.metadata["least"] if f.metadata["least"] is not None else f.type is int
+        if not least <= value < f.metadata["below"]:  # which NaN is not
+            below = f" and less than {f.metadata['below']}" if f.metadata["below"] < math.inf else ""
+            raise UserError(f"{said}: must be at least {least:d}{below}")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def read_flags(cls, argv, with_toml=False):
+    """The values of those flags that stand in `argv`, by name."""
+    parser = Parser(
+        description=sys.modules[cls.__module__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    if with_toml:
+        parser.add_argument("--config", metavar="FILE.toml", help="a file of options; flags override it")
+    for f in fields(cls):
+        full = f.metadata["full"]
+        default = f" ({f.default}{f'; {full} at full size' if full is not None else ''})" if f.default not in ("", MISSING) else ""
+        how = {"help": f.metadata["meaning"].replace("%", "%%") + default}
+        if f.type is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **how)
+        elif f.default is MISSING:
+            parser.add_argument(f.name, type=f.type, **how)
+        else:
+            parser.add_argument(f"--{f.name}", type=f.type, metavar=f.type.__name__.upper(), **how)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        raise UserError(f"there is no flag {name}{nearest(name, parser._option_string_actions)}")
+    return vars(given)
+
+
+def read_toml(cls, path):
+    """The options in a TOML file, by name, each of its own type."""
+    try:
+        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"--config {path}: {error}") from None
+    types = {f.name: f.type for f in fields(cls)}
+    for name, value in given.items():
+        if name not in types:
+            raise UserError(f"--config {path}: there is no option {name}{nearest(name, types)}")
+        if types[name] is float and type(value) is int:
+            given[name] = float(value)
+        elif type(value) is not types[name]:
+            raise UserError(f"--config {path}: {name} must be of type {types[name].__name__}, not {value!r}")
+    return given
+
+
+def nearest(name, names):
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def resumed(cls, given):
+    """The options of the run in `out`, with those given on top that a run may change on its way."""
+    saved = load_checkpoint(given["out"], rung_of(cls))["config"]
+    for name, value in given.items():
+        if name not in MAY_CHANGE and value != saved[name]:
+            raise UserError(f"--resume goes on with {name}={saved[name]}; for {name}={value} start a new run with --out")
+    return saved | given

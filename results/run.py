@@ -1,0 +1,180 @@
+"""The record of one training run, in a folder of its own."""
+
+import json
+import math
+import platform
+import shlex
+import signal
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+
+from data import UserError
+
+from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from .cli import rung_of
+from .plot import plot
+from .sampling import sample_text
+
+COLUMNS = "step,tokens,seconds,train_loss,val_loss\n"
+LOG_INTERVAL = 10  # steps between rows, each with the mean training loss since the row before
+
+
+class Run:
+    """Keeps config.json, metrics.csv, checkpoint.pt, loss.png and sample.txt in `config.out`.
+
+    A run that is already there is moved aside, or with `config.resume` goes on: model, optimizers, `data` and every
+    random generator are then set to where they stopped. Raises UserError if the folder holds anything but a run.
+    """
+
+    def __init__(self, config, data, model, *optimizers):
+        self.config, self.data, self.model, self.optimizers = config, data, model, optimizers
+        self.folder = Path(config.out)
+        self.step, self.losses, self.interrupted = 0, [], False
+        self.device = torch.device(config.device)
+        seconds, commands = 0.0, []
+        if config.resume:
+            seconds, commands = self.restore()
+        else:
+            move_aside(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.write("metrics.csv", COLUMNS)
+        self.first_step, self.begun = self.step, time.perf_counter()
+        self.start = self.begun - seconds
+        parameters = sum(p.numel() for p in model.parameters())
+        print(f"{rung_of(type(config))}: {parameters:,} parameters, results in {self.folder}", flush=True)
+        about = {
+            "rung": rung_of(type(config)),
+            "commands": [*commands, shlex.join(["python", *sys.argv])],
+            "config": asdict(config),
+            "parameters": parameters,
+            "corpus_sha256": data.sha256,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "machine": machine(self.device),
+        }
+        self.write("config.json", json.dumps(about, indent=2) + "\n")
+
+    def steps(self):
+        """Yields the steps still to do, up to max_iters; after Ctrl-C the step in hand is the last."""
+        if self.step >= self.config.max_iters:
+            raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
+
+        def interrupt(*_):
+            signal.signal(signal.SIGINT, handler)  # a second Ctrl-C does not wait
+            self.interrupted = True
+
+        handler = signal.signal(signal.SIGINT, interrupt)
+        try:
+            for step in range(self.step + 1, self.config.max_iters + 1):
+                yield step
+                if self.interrupted:
+                    self.save()
+                    print(f"\ninterrupted after step {step}; --resume goes on from here", flush=True)
+                    break
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    def log(self, step, loss, val_loss=None):
+        """Records a step's training loss (a scalar tensor) and, with a validation loss in nats, a checkpoint."""
+        self.step = step
+        self.losses.append(loss.detach())
+        if val_loss is None and step > 1 and step % LOG_INTERVAL:
+            return
+        train_loss = torch.stack(self.losses).mean().item()  # the one place that waits for the device
+        self.losses.clear()
+        tokens = step * self.config.batch_size * self.config.block_size
+        seconds = time.perf_counter() - self.start
+        with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
+            val = "" if val_loss is None else f"{val_loss:.6f}"
+            file.write(f"{step},{tokens},{seconds:.2f},{train_loss:.6f},{val}\n")
+        self.show(step, train_loss, val_loss)
+        if val_loss is not None:
+            self.save()
+
+    def show(self, step, train_loss, val_loss):
+        """One live line on a terminal, which an evaluation makes permanent; elsewhere only the evaluations."""
+        pace = (time.perf_counter() - self.begun) / (step - self.first_step)  # seconds a step, evaluations included
+        speed = self.config.batch_size * self.config.block_size / pace
+        eta = timedelta(seconds=round(pace * (self.config.max_iters - step)))
+        line = f"step {step:>{len(str(self.config.max_iters))}}/{self.config.max_iters}  train {train_loss:.4f}"
+        if val_loss is not None:
+            line += f"  val {val_loss:.4f} ({val_loss / math.log(2):.4f} bits/char)"
+        line += f"  {speed:,.0f} tokens/s  ETA {eta}"
+        live = sys.stdout.isatty()
+        if live or val_loss is not None:
+            print(("\r" if live else "") + line.ljust(100 * live), end="\n" if val_loss is not None else "", flush=True)
+
+    def save(self):
+        """Writes all that an exact resumption needs."""
+        state = {
+            "rung": rung_of(type(self.config)),
+            "step": self.step,
+            "seconds": time.perf_counter() - self.start,
+            "config": asdict(self.config),
+            "alphabet": self.data.tokenizer.alphabet,
+            "metrics": (self.folder / "metrics.csv").read_text(encoding="utf-8"),
+            "losses": [loss.item() for loss in self.losses],
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generators": {"batches": self.data.generator.get_state(), **generators(self.device)},
+        }
+        save_checkpoint(self.folder, state)
+
+    def restore(self):
+        state = load_checkpoint(self.folder, rung_of(type(self.config)))
+        if state["alphabet"] != self.data.tokenizer.alphabet:
+            raise UserError(f"the run in {self.folder} was trained on a text with another alphabet")
+        self.step = state["step"]
+        self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.data.generator.set_state(state["generators"]["batches"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type in state["generators"] and self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(state["generators"][self.device.type])
+        self.write("metrics.csv", state["metrics"])
+        return state["seconds"], json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["commands"]
+
+    def finish(self, generate):
+        """Draws the loss curve, has the rung `generate` a page of text. Raises KeyboardInterrupt if that ended it."""
+        tokenizer = self.data.tokenizer
+        prompt = "\n" if "\n" in tokenizer.alphabet else tokenizer.alphabet[0]
+        (text,) = sample_text(self.model, generate, tokenizer, prompt, 1000, seed=self.config.seed, temperature=0.8)
+        self.write("sample.txt", text)
+        plot([self.folder], self.folder / "loss.png")
+        print(f"{text}\n\n{self.folder}: config.json metrics.csv checkpoint.pt loss.png sample.txt", flush=True)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def write(self, name, text):
+        write_atomically(self.folder / name, lambda file: file.write(text.encode()))
+
+
+def generators(device):
+    """The states of the global random generators, which draw the dropout."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def move_aside(folder):
+    """Renames the folder of a former run to say when it was moved: gpt-2026-11-22-143005."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--out {folder}: there is something else than a run here; name another folder")
+    aside = folder.with_name(f"{folder.name}-{datetime.now():%Y-%m-%d-%H%M%S}")
+    folder.rename(aside)
+    print(f"the run in {folder} is now in {aside}", flush=True)
+
+
+def machine(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"

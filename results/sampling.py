@@ -1,0 +1,26 @@
+import torch
+
+
+def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+    """Draws the next token from its logits: (B, V) -> (B, 1).
+
+    temperature: divides the logits; 0 takes the likeliest. top_k: only the k likeliest may be drawn (0: all).
+    top_p: of these, only the likeliest that together reach the probability p (nucleus sampling, arXiv:1904.09751).
+    """
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits, tokens = (logits / temperature).sort(-1, descending=True)  # (B, V), likeliest first
+    if top_k:
+        logits[:, top_k:] = -torch.inf
+    probs = logits.softmax(-1)
+    reached = probs.cumsum(-1) - probs  # by the likelier ones; the first is always kept
+    probs[:, 1:][reached[:, 1:] >= top_p] = 0
+    return tokens.gather(-1, torch.multinomial(probs, 1, generator=generator))
+
+
+def sample_text(model, generate, tokenizer, prompt, max_new_tokens, num_samples=1, seed=1, **choice):
+    """`num_samples` continuations of `prompt`, with it, as strings; `generate` and `choice` are a rung's."""
+    device = next(model.parameters()).device
+    ids = tokenizer.encode(prompt).expand(num_samples, -1).to(device)  # (B, T)
+    generator = torch.Generator(device).manual_seed(seed)
+    return [tokenizer.decode(row) for row in generate(model, ids, max_new_tokens, generator=generator, **choice).tolist()]
