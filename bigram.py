@@ -38,6 +38,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.table = nn.Embedding(vocab_size, vocab_size)
+        nn.init.zeros_(self.table.weight)  # at first every character is as likely: loss ln V
 
     def forward(self, ids):
         return self.table(ids)  # (B, T, V)

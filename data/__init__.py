@@ -1,8 +1,8 @@
 """What goes in: the corpus, its characters as ids, the batches, and the device that they land on."""
 
 from .dataset import Dataset
-from .device import DTYPES, choose_device
+from .device import DTYPES, choose_device, choose_dtype
 from .errors import UserError
 from .tokenizer import CharTokenizer
 
-__all__ = ["DTYPES", "CharTokenizer", "Dataset", "UserError", "choose_device"]
+__all__ = ["DTYPES", "CharTokenizer", "Dataset", "UserError", "choose_device", "choose_dtype"]

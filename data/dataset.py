@@ -44,8 +44,8 @@ class Dataset:
         """The whole split once, in order, in non-overlapping windows: batches of x, y; the last window is shorter."""
         ids = self.splits[split]
         whole = (len(ids) - 1) // self.block_size * self.block_size
-        x, y = ids[:whole].view(-1, self.block_size), ids[1 : whole + 1].view(-1, self.block_size)
-        for x, y in zip(x.split(self.batch_size), y.split(self.batch_size)):
+        inputs, targets = (ids[i : whole + i].view(-1, self.block_size).split(self.batch_size) for i in (0, 1))
+        for x, y in zip(inputs, targets):
             yield x.long(), y.long()
         if whole < len(ids) - 1:
             yield ids[None, whole:-1].long(), ids[None, whole + 1 :].long()

@@ -1,6 +1,4 @@
 import os
-import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -33,8 +31,8 @@ def load_checkpoint(folder, rung=None):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = state["rung"]
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a checkpoint, or a damaged one ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # bytes that are no checkpoint can raise anything in the unpickler
+        raise UserError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
     if rung not in (None, found):
         raise UserError(f"{path}: this is a checkpoint of {found}.py, not of {rung}.py")
     return state

@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
-from data import DTYPES, UserError, choose_device
+from data import UserError, choose_device, choose_dtype
 
 from .checkpoint import load_checkpoint
 
@@ -31,7 +31,6 @@ class Flags:
     """What every rung takes beside its own options."""
 
     device: str = option("auto", "cpu, cuda, cuda:1, mps, or auto: cuda, else mps, else cpu")
-    dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     seed: int = option(1, "of the weights, the batches, dropout and the sample", least=0)
     data: str = option("", "a UTF-8 text file to train on instead of tinyshakespeare")
     out: str = option("", "the run's folder instead of results/ and the script's name")
@@ -66,8 +65,13 @@ def parse_config(cls, argv=None):
     if given.get("resume"):
         given = resumed(cls, given)
     build(cls, given)
-    given["device"], given["dtype"] = choose_device(given.get("device", "auto"), given.get("dtype", "auto"))
-    if any(f.name == "size" for f in fields(cls)):
+    names = {f.name for f in fields(cls)}
+    given["device"], why = choose_device(given.get("device", "auto"))
+    print(f"device {given['device']} ({why})", flush=True)
+    if "dtype" in names:
+        given["dtype"], why = choose_dtype(given.get("dtype", "auto"), given["device"])
+        print(f"precision {given['dtype']} ({why})", flush=True)
+    if "size" in names:
         if given.get("size", "auto") == "auto":
             given["size"] = "full" if given["device"].startswith("cuda") else "small"
         if given["size"] == "full":
@@ -119,9 +123,10 @@ def read_flags(cls, argv, with_toml=False):
     if with_toml:
         parser.add_argument("--config", metavar="FILE.toml", help="a file of options; flags override it")
     for f in fields(cls):
-        full = f.metadata["full"]
-        default = f" ({f.default}{f'; {full} at full size' if full is not None else ''})" if f.default not in ("", MISSING) else ""
-        how = {"help": f.metadata["meaning"].replace("%", "%%") + default}
+        default = "" if f.default in ("", MISSING) else repr(f.default)
+        if f.metadata["full"] is not None:
+            default += f"; {f.metadata['full']} at full size"
+        how = {"help": f.metadata["meaning"].replace("%", "%%") + (f" ({default})" if default else "")}
         if f.type is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **how)
         elif f.default is MISSING:
@@ -164,5 +169,5 @@ def resumed(cls, given):
     saved = load_checkpoint(given["out"], rung_of(cls))["config"]
     for name, value in given.items():
         if name not in MAY_CHANGE and value != saved[name]:
-            raise UserError(f"--resume goes on with {name}={saved[name]}; for {name}={value} start a new run with --out")
+            raise UserError(f"--resume goes on with {name}={saved[name]}; {name}={value} needs a new run with --out")
     return saved | given

@@ -1,18 +1,19 @@
 """Draws the loss curves of runs on one picture: validation solid, training faint, the last value beside each.
 
-    python results/plot.py                                   # every run in results/ and results/published/
-    python results/plot.py results/gpt results/mine --x seconds --out losses.png
+python results/plot.py draws every run in results/ and results/published/, and
+python results/plot.py results/gpt results/mine --x seconds those two over time.
 """
 
 import argparse
 import csv
 import itertools
 import math
+import sys
 from pathlib import Path
 
 COLUMNS = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
-RESULTS = Path(__file__).parent
+RESULTS = Path(__file__).resolve().parent
 
 
 def read(folder):
@@ -67,8 +68,10 @@ def label(axes, labels):
 
 
 def main(argv=None):
+    from results.cli import Parser
+
     runs = sorted(file.parent for folder in (RESULTS, RESULTS / "published") for file in folder.glob("*/metrics.csv"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", default=runs, metavar="RUN", help="a run's folder")
     parser.add_argument("--x", choices=COLUMNS, default="steps", help="what the curves are drawn over (steps)")
     parser.add_argument("--out", default=RESULTS / "losses.png", metavar="PICTURE", help="(results/losses.png)")
@@ -81,4 +84,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, str(RESULTS.parent))  # where Python, run on this file, has put results/ itself
+    from results.cli import run_main
+
+    run_main(main)

@@ -60,8 +60,6 @@ class Run:
 
     def steps(self):
         """Yields the steps still to do, up to max_iters; after Ctrl-C the step in hand is the last."""
-        if self.step >= self.config.max_iters:
-            raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
 
         def interrupt(*_):
             signal.signal(signal.SIGINT, handler)  # a second Ctrl-C does not wait
@@ -129,6 +127,8 @@ class Run:
         if state["alphabet"] != self.data.tokenizer.alphabet:
             raise UserError(f"the run in {self.folder} was trained on a text with another alphabet")
         self.step = state["step"]
+        if self.step >= self.config.max_iters:
+            raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
         self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -1,5 +1,7 @@
 import torch
 
+from data import UserError
+
 
 def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """Draws the next token from its logits: (B, V) -> (B, 1).
@@ -19,8 +21,13 @@ def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
 
 
 def sample_text(model, generate, tokenizer, prompt, max_new_tokens, num_samples=1, seed=1, **choice):
-    """`num_samples` continuations of `prompt`, with it, as strings; `generate` and `choice` are a rung's."""
+    """The prompt with a continuation, `num_samples` times; `generate` is the rung's, `choice` sample_token's.
+
+    Raises UserError if the prompt is empty or has a character outside the alphabet.
+    """
+    if not prompt:
+        raise UserError("the prompt is empty; give it at least one character")
     device = next(model.parameters()).device
     ids = tokenizer.encode(prompt).expand(num_samples, -1).to(device)  # (B, T)
-    generator = torch.Generator(device).manual_seed(seed)
-    return [tokenizer.decode(row) for row in generate(model, ids, max_new_tokens, generator=generator, **choice).tolist()]
+    ids = generate(model, ids, max_new_tokens, generator=torch.Generator(device).manual_seed(seed), **choice)
+    return [tokenizer.decode(row) for row in ids.tolist()]

@@ -1,0 +1,216 @@
+"""Rung 4: a GPT, the transformer of GPT-2.
+
+New against rung 3: communication (attention) alternates with computation (a feed-forward network for each token), and
+both only add to a residual stream, so that gradients reach every depth; LayerNorm keeps what each of them reads at one
+scale. Blocks of the two are stacked. Training gains Muon, warm-up and decay, gradient clipping and bfloat16.
+
+Paper: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: GPT-2.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data import DTYPES, Dataset
+from results import Flags, Run, option, parse_config, run_main, sample_token
+
+# ---------------------------------------------------------------- Config
+
+
+@dataclass
+class Config(Flags):
+    size: str = option("auto", "auto: full on cuda, else small", choices=("auto", "small", "full"))
+    batch_size: int = option(16, "B: windows of text in a step", full=64)
+    block_size: int = option(128, "T: characters in a window", full=256)
+    n_layer: int = option(4, "blocks", full=6)
+    n_head: int = option(4, "H: heads of attention", full=6)
+    n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
+    dropout: float = option(0.0, "share of the activations set to 0 before each addition", full=0.2, below=1)
+    optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
+    learning_rate: float = option(5e-3, "the highest, after warm-up")
+    weight_decay: float = option(0.1, "of the hidden matrices")
+    warmup_iters: int = option(50, "steps from learning rate 0 to the highest", least=0)
+    max_iters: int = option(1200, "steps", full=2500)
+    eval_interval: int = option(200, "steps from one evaluation to the next", full=250)
+    dtype: str = option("auto", "of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
+    compile: bool = option(False, "fuse kernels with torch.compile, which takes a while at the start")
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"--n_embd {self.n_embd} must be a multiple of --n_head {self.n_head}")
+
+
+# ---------------------------------------------------------------- Model
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.query = nn.Linear(config.n_embd, config.n_embd)
+        self.key = nn.Linear(config.n_embd, config.n_embd)
+        self.value = nn.Linear(config.n_embd, config.n_embd)
+        self.projection = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        heads = (B, T, self.n_head, C // self.n_head)
+        q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        return self.projection(read.transpose(1, 2).reshape(B, T, C))
+
+
+def attention_by_hand(q, k, v):
+    """What F.scaled_dot_product_attention computes, which never writes the T x T weights to memory: (B, H, T, D)."""
+    T = q.shape[-2]
+    adjacency = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()  # (T, T)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
+    scores = scores.masked_fill(~adjacency, -math.inf)
+    weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
+    return weights @ v
+
+
+class Block(nn.Module):
+    """Communication, then computation, each added to the residual stream x (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.norm_2 = nn.LayerNorm(config.n_embd)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(config.n_embd, 4 * config.n_embd),
+            nn.GELU(),
+            nn.Linear(4 * config.n_embd, config.n_embd),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        x = x + self.dropout(self.attention(self.norm_1(x)))
+        x = x + self.dropout(self.feed_forward(self.norm_2(x)))
+        return x
+
+
+class GPT(nn.Module):
+    """Ids of characters (B, T) in, logits of each one's successor (B, T, V) out."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.initialize()
+
+    def initialize(self):
+        """GPT-2's: biases 0, weights N(0, 0.02), but 1 / sqrt(2 n_layer) of that where they add to the stream."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 2:
+                adds = name.endswith(("projection.weight", "feed_forward.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if adds else 0.02)
+
+    def forward(self, ids):
+        positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
+        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x)  # (B, T, C)
+        # The head is the token embedding (Press and Wolf, arXiv:1608.05859).
+        return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
+
+
+@torch.inference_mode()
+def generate(model, ids, max_new_tokens, **choice):
+    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token."""
+    training = model.training
+    model.eval()
+    for _ in range(max_new_tokens):
+        logits = model(ids[:, -model.config.block_size :])[:, -1]  # (B, V), after the last token
+        ids = torch.cat((ids, sample_token(logits, **choice)), dim=1)
+    model.train(training)
+    return ids
+
+
+# ---------------------------------------------------------------- Training
+
+
+def loss_of(model, x, y, reduction="mean"):
+    """Cross-entropy in nats of the next characters y (B, T) after x (B, T)."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16"):
+        logits = model(x)  # (B, T, V)
+    return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction=reduction)
+
+
+@torch.inference_mode()
+def evaluate(model, data):
+    """Nats per character over the whole validation split, each character predicted once, dropout off."""
+    model.eval()
+    losses = [loss_of(model, x, y, "sum").double() for x, y in data.windows("val")]
+    model.train()
+    return sum(losses).item() / (len(data.splits["val"]) - 1)
+
+
+def make_optimizers(config, model):
+    """Muon (Jordan et al. 2024; scaled as in arXiv:2502.16982) has the hidden matrices, AdamW what is left.
+
+    Muon replaces a matrix's gradient by the nearest orthogonal one, so that every direction learns at one pace.
+    """
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embedding" in name]
+    adamw = [{"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        adamw.append({"params": matrices, "weight_decay": config.weight_decay})
+    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True)]
+    if config.optimizer == "muon":
+        optimizers.append(torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def learning_rate_at(step, config):
+    """Up in a line over the warm-up, then down in a line to 0 after the last step."""
+    warmup = min(1, step / (config.warmup_iters + 1))
+    return config.learning_rate * warmup * (1 - (step - 1) / config.max_iters)
+
+
+def train(config, data, model):
+    optimizers = make_optimizers(config, model)
+    run = Run(config, data, model, *optimizers)
+    if config.compile:
+        model.compile()
+    for step in run.steps():
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, config)
+        x, y = data.batch("train")  # (B, T), (B, T)
+        loss = loss_of(model, x, y)
+        model.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        due = step % config.eval_interval == 0 or step == config.max_iters
+        run.log(step, loss, evaluate(model, data) if due else None)
+    run.finish(generate)
+
+
+# ---------------------------------------------------------------- main()
+
+
+def main(argv=None):
+    config = parse_config(Config, argv)
+    torch.manual_seed(config.seed)
+    data = Dataset(config)
+    model = GPT(config, data.vocab_size).to(config.device)
+    train(config, data, model)
+
+
+if __name__ == "__main__":
+    run_main(main)

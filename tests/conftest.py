@@ -1,0 +1,55 @@
+import importlib
+import random
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
+
+RUNGS = ["bigram", "single_head", "multi_head", "gpt"]
+
+
+def tiny_flags(rung):
+    """Flags that make any rung train in a blink."""
+    sizes = {"batch_size": 4, "block_size": 16}
+    if rung != "bigram":
+        sizes["n_embd"] = 16
+    if rung in ("multi_head", "gpt"):
+        sizes["n_head"] = 2
+    if rung == "gpt":
+        sizes |= {"n_layer": 2, "dropout": 0.1, "dtype": "float32"}
+    return sizes
+
+
+def build(rung, vocab_size=65, **sizes):
+    """A rung's model at its tiny sizes, or those given."""
+    module = importlib.import_module(rung)
+    config = module.Config(**tiny_flags(rung) | sizes)
+    model = module.GPT if hasattr(module, "GPT") else module.LanguageModel
+    return model(config, vocab_size)
+
+
+def write_text(path):
+    """Writes 4,000 characters over a small alphabet, in which what comes next depends on what came before."""
+    phrases = random.Random(0).choices(["to be", "or not", "that is", "the question\n"], k=600)
+    path.write_text(" ".join(phrases)[:4000], encoding="utf-8", newline="\n")
+    return path
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    return write_text(tmp_path / "corpus.txt")
+
+
+def train_tiny(rung, text, out, *flags, **options):
+    """Runs a rung's main() at its tiny sizes; returns the checkpoint."""
+    options = tiny_flags(rung) | {"max_iters": 4, "eval_interval": 2} | options
+    argv = [f"--{name}={value}" for name, value in options.items()]
+    importlib.import_module(rung).main([*argv, f"--data={text}", f"--out={out}", "--device=cpu", *flags])
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+@pytest.fixture
+def train(text_file, tmp_path):
+    """Trains a rung in a folder of tmp_path: train("gpt", "--resume", out="run", max_iters=8)."""
+    return lambda rung, *flags, out="run", **options: train_tiny(rung, text_file, tmp_path / out, *flags, **options)

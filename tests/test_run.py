@@ -1,0 +1,148 @@
+"""A run as its user sees it: its folder, its resumption, its lines, its end by Ctrl-C."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RUNGS, tiny_flags
+
+import results.run
+import sample
+from data import Dataset, UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def metrics(folder):
+    """The rows of metrics.csv without the seconds, which no two runs share."""
+    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def same(a, b):
+    """Whether two nested structures of tensors are equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def interrupt_at(monkeypatch, step):
+    """Sends this process the signal of Ctrl-C while it draws the batch of a step."""
+    draw, drawn = Dataset.batch, []
+
+    def batch(self, split):
+        drawn.append(split)
+        if len(drawn) == step:
+            signal.raise_signal(signal.SIGINT)
+        return draw(self, split)
+
+    monkeypatch.setattr(Dataset, "batch", batch)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("stop", [10, 7])
+def test_20_steps_equal_some_steps_then_ctrl_c_then_resume(train, tmp_path, monkeypatch, rung, stop):
+    flags = {"max_iters": 20, "eval_interval": 5}
+    whole = train(rung, out="whole", **flags)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(rung, out="parts", **flags)
+    part = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert part["step"] == stop
+    assert (tmp_path / "parts" / "loss.png").exists() and (tmp_path / "parts" / "sample.txt").exists()
+    parts = train(rung, "--resume", out="parts", **flags)
+    for name in ("step", "model", "optimizers", "generators", "losses"):
+        assert same(whole[name], parts[name]), name
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert (tmp_path / "whole" / "sample.txt").read_bytes() == (tmp_path / "parts" / "sample.txt").read_bytes()
+
+
+def test_resuming_with_more_steps_goes_on(train, tmp_path):
+    train("bigram", max_iters=4, eval_interval=2)
+    state = train("bigram", "--resume", max_iters=8, eval_interval=2)
+    whole = train("bigram", max_iters=8, eval_interval=2, out="whole")
+    assert state["step"] == 8 and same(state["model"], whole["model"])
+    commands = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["commands"]
+    assert len(commands) == 2
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_same_seed_same_losses_and_another_seed_others(train, tmp_path, rung):
+    a, b, c = (train(rung, out=name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert same(a["model"], b["model"]) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert not same(a["model"], c["model"]) and metrics(tmp_path / "a") != metrics(tmp_path / "c")
+
+
+def test_the_folder_of_a_run(train, tmp_path):
+    train("gpt", max_iters=4, eval_interval=2)
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "metrics.csv",
+        "checkpoint.pt",
+        "loss.png",
+        "sample.txt",
+    }
+    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert (about["rung"], about["config"]["n_layer"]) == ("gpt", 2)
+    assert about["versions"]["torch"] == torch.__version__
+    assert [row["step"] for row in metrics(folder)] == ["1", "2", "4"]
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len((folder / "sample.txt").read_text(encoding="utf-8")) == 1001
+
+
+def test_a_former_run_is_moved_aside_whole(train, tmp_path):
+    train("bigram", seed=1)
+    first = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    train("bigram", seed=2)
+    (aside,) = tmp_path.glob("run-*")
+    assert (aside / "checkpoint.pt").read_bytes() == first != (tmp_path / "run" / "checkpoint.pt").read_bytes()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="something else than a run"):
+        train("bigram")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_save_that_fails_leaves_the_former_checkpoint(train, tmp_path, monkeypatch):
+    train("bigram")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+
+    def fail(state, file):
+        file.write(b"half a checkpoint")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(results.checkpoint.torch, "save", fail)
+    with pytest.raises(OSError):
+        train("bigram", "--resume", max_iters=8)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_ctrl_c_ends_a_process_with_130_and_a_run_to_resume(text_file, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "gpt.py", f"--data={text_file}", f"--out={out}", "--max_iters=1000000", "--device=cpu"]
+    command += [f"--{name}={value}" for name, value in tiny_flags("gpt").items()] + ["--eval_interval=5"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step"):
+            os.kill(process.pid, signal.SIGINT)
+            break
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors == ""
+    assert "--resume goes on" in rest and "\r" not in rest
+    _, model, _ = sample.load(out, "cpu")
+    assert (out / "loss.png").exists() and (out / "sample.txt").exists() and sum(p.numel() for p in model.parameters())

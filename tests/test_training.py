@@ -1,0 +1,105 @@
+"""Losses that fall to known values, and the loss itself."""
+
+import collections
+import importlib
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import RUNGS, build
+from torch.nn import functional as F
+
+import bigram
+import gpt
+from data import Dataset, UserError, corpus
+
+
+def dataset(path="", block_size=16, batch_size=4):
+    return Dataset(SimpleNamespace(data=str(path), block_size=block_size, batch_size=batch_size, device="cpu", seed=1))
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_evaluation_is_the_mean_over_every_character_of_the_split(rung, text_file):
+    data = dataset(text_file)
+    module, model = importlib.import_module(rung), build(rung, data.vocab_size).train()
+    loss = module.evaluate(model, data)
+    assert model.training
+    model.eval()
+    ids, expected = data.splits["val"].long(), []
+    for start in range(0, len(ids) - 1, 16):  # window by window, nothing batched
+        window = ids[start : start + 17]
+        expected.append(F.cross_entropy(model(window[None, :-1])[0].double(), window[1:], reduction="none"))
+    expected = torch.cat(expected)
+    assert len(expected) == len(ids) - 1
+    assert loss == pytest.approx(expected.mean().item(), abs=1e-6)
+
+
+def test_counted_loss_counts_pairs(text_file):
+    data = dataset(text_file)
+    train, val = (data.splits[split].tolist() for split in ("train", "val"))
+    pairs, firsts = collections.Counter(zip(train, train[1:])), collections.Counter(train[:-1])
+    losses = [-math.log((pairs[a, b] + 1) / (firsts[a] + data.vocab_size)) for a, b in zip(val, val[1:])]
+    assert bigram.counted_loss(data) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    config = gpt.Config(warmup_iters=10, max_iters=100, learning_rate=1.0)
+    rates = [gpt.learning_rate_at(step, config) for step in range(1, 101)]
+    assert 0 < rates[0] < 0.1 and max(rates) == pytest.approx(rates[10]) and rates[-1] == pytest.approx(0.01)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_parameter_has_one_optimizer(optimizer):
+    model = build("gpt")
+    optimizers = gpt.make_optimizers(gpt.Config(optimizer=optimizer), model)
+    held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(held) == len(set(held)) and set(held) == set(model.parameters())
+
+
+def test_gpt_learns_a_single_batch_by_heart(text_file):
+    torch.manual_seed(1)
+    data = dataset(text_file, block_size=32, batch_size=4)
+    config = gpt.Config(n_layer=2, n_head=2, n_embd=64, block_size=32, learning_rate=5e-3)
+    model = gpt.GPT(config, data.vocab_size)
+    optimizers = gpt.make_optimizers(config, model)
+    ids = torch.randint(data.vocab_size, (4, 33))  # noise: only memory helps
+    for _ in range(200):
+        loss = gpt.loss_of(model, ids[:, :-1], ids[:, 1:])
+        model.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert loss.item() < 0.1
+
+
+@pytest.fixture(scope="module")
+def shakespeare():
+    try:
+        return corpus.tinyshakespeare().decode()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_shakespeare_is_split_as_the_field_does(shakespeare):
+    data = dataset()
+    assert (data.vocab_size, len(data.splits["train"]), len(data.splits["val"])) == (65, 1_003_854, 111_540)
+    assert data.sha256 == corpus.SHA256
+    assert bigram.counted_loss(data) == pytest.approx(2.4819, abs=1e-4)
+
+
+# Shorter than the defaults, whose losses the README quotes.
+@pytest.mark.parametrize(
+    ("rung", "flags", "bound"),
+    [
+        ("bigram", "--max_iters=1000", 2.50),
+        ("single_head", "--max_iters=500", 2.50),
+        ("multi_head", "--max_iters=500", 2.40),
+        ("gpt", "--max_iters=100 --n_layer=2 --n_head=4 --n_embd=64 --block_size=32 --dtype=float32", 2.50),
+    ],
+)
+def test_short_runs_on_shakespeare(shakespeare, tmp_path, rung, flags, bound):
+    importlib.import_module(rung).main([*flags.split(), f"--out={tmp_path / rung}", "--device=cpu"])
+    last = (tmp_path / rung / "metrics.csv").read_text(encoding="utf-8").splitlines()[-1]
+    assert float(last.split(",")[-1]) <= bound
