@@ -21,11 +21,11 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 
 @dataclass
 class Config(Flags):
-    batch_size: int = option(128, "B: windows of text in a step")
-    block_size: int = option(64, "T: characters in a window")
-    learning_rate: float = option(1e-2, "step size of AdamW")
-    max_iters: int = option(2000, "steps")
-    eval_interval: int = option(200, "steps from one evaluation to the next")
+    batch_size: int = option(32, "B: windows of text in a step")
+    block_size: int = option(32, "T: characters in a window")
+    learning_rate: float = option(1e-1, "of AdamW at the start; it falls to 0 in a line")
+    max_iters: int = option(1000, "steps")
+    eval_interval: int = option(250, "steps from one evaluation to the next")
 
 
 # ---------------------------------------------------------------- Model
@@ -85,9 +85,10 @@ def evaluate(model, data):
 
 
 def train(config, data, model):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
     run = Run(config, data, model, optimizer)
     for step in run.steps():
+        optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / config.max_iters)
         x, y = data.batch("train")  # (B, T), (B, T)
         loss = loss_of(model, x, y)
         optimizer.zero_grad()

@@ -23,18 +23,18 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 @dataclass
 class Config(Flags):
     size: str = option("auto", "auto: full on cuda, else small", choices=("auto", "small", "full"))
-    batch_size: int = option(16, "B: windows of text in a step", full=64)
+    batch_size: int = option(32, "B: windows of text in a step", full=64)
     block_size: int = option(128, "T: characters in a window", full=256)
-    n_layer: int = option(4, "blocks", full=6)
+    n_layer: int = option(3, "blocks", full=6)
     n_head: int = option(4, "H: heads of attention", full=6)
     n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
     dropout: float = option(0.0, "share of the activations set to 0 before each addition", full=0.2, below=1)
     optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
-    learning_rate: float = option(5e-3, "the highest, after warm-up")
+    learning_rate: float = option(1.5e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
     weight_decay: float = option(0.1, "of the hidden matrices")
     warmup_iters: int = option(50, "steps from learning rate 0 to the highest", least=0)
-    max_iters: int = option(1200, "steps", full=2500)
-    eval_interval: int = option(200, "steps from one evaluation to the next", full=250)
+    max_iters: int = option(600, "steps", full=2500)
+    eval_interval: int = option(100, "steps from one evaluation to the next", full=250)
     dtype: str = option("auto", "of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile, which takes a while at the start")
 

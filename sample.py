@@ -32,7 +32,7 @@ class Config:
     temperature: float = option(0.8, "below 1 bolder, above 1 wilder; 0 takes the likeliest character")
     top_k: int = option(0, "draw from the k likeliest characters alone; 0: from all", least=0)
     top_p: float = option(1.0, "draw from the likeliest that together have this probability")
-    seed: int = option(1, "of the draws", least=0)
+    seed: int = option(1, "of the draws", least=0, below=2**63)
     device: str = option("auto", "cpu, cuda, cuda:1, mps, or auto")
 
 

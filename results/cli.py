@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import math
+import os
 import sys
 import textwrap
 import tomllib
@@ -31,7 +32,7 @@ class Flags:
     """What every rung takes beside its own options."""
 
     device: str = option("auto", "cpu, cuda, cuda:1, mps, or auto: cuda, else mps, else cpu")
-    seed: int = option(1, "of the weights, the batches, dropout and the sample", least=0)
+    seed: int = option(1, "of the weights, the batches, dropout and the sample", least=0, below=2**63)
     data: str = option("", "a UTF-8 text file to train on instead of tinyshakespeare")
     out: str = option("", "the run's folder instead of results/ and the script's name")
     resume: bool = option(False, "go on with the run in --out where it stopped")
@@ -61,22 +62,22 @@ def parse_config(cls, argv=None):
     given = read_flags(cls, argv, with_toml=True)
     if "config" in given:
         given = read_toml(cls, given.pop("config")) | given
-    given["out"] = given.get("out") or str(Path(__file__).parent / rung_of(cls))
+    given["out"] = given.get("out") or os.path.relpath(Path(__file__).parent / rung_of(cls))
     if given.get("resume"):
         given = resumed(cls, given)
-    build(cls, given)
     names = {f.name for f in fields(cls)}
     given["device"], why = choose_device(given.get("device", "auto"))
-    print(f"device {given['device']} ({why})", flush=True)
+    why = f"device {given['device']} ({why})"
     if "dtype" in names:
-        given["dtype"], why = choose_dtype(given.get("dtype", "auto"), given["device"])
-        print(f"precision {given['dtype']} ({why})", flush=True)
+        given["dtype"], why_dtype = choose_dtype(given.get("dtype", "auto"), given["device"])
+        why += f", precision {given['dtype']} ({why_dtype})"
     if "size" in names:
         if given.get("size", "auto") == "auto":
             given["size"] = "full" if given["device"].startswith("cuda") else "small"
         if given["size"] == "full":
             given = {f.name: f.metadata["full"] for f in fields(cls) if f.metadata["full"] is not None} | given
     config = build(cls, given)
+    print(why)
     print(textwrap.fill(" ".join(f"{name}={value}" for name, value in asdict(config).items()), 100), flush=True)
     return config
 
@@ -101,10 +102,12 @@ def check(f, value, said):
     if f.metadata["choices"] and value not in f.metadata["choices"]:
         raise UserError(f"{said}: must be one of {', '.join(f.metadata['choices'])}")
     if f.type in (int, float):
-        least = f.metadata["least"] if f.metadata["least"] is not None else f.type is int
-        if not least <= value < f.metadata["below"]:  # which NaN is not
-            below = f" and less than {f.metadata['below']}" if f.metadata["below"] < math.inf else ""
-            raise UserError(f"{said}: must be at least {least:d}{below}")
+        least, below = f.metadata["least"], f.metadata["below"]
+        if least is None:
+            least = 1 if f.type is int else 0
+        if not least <= value < below:  # which NaN is not
+            above = "finite" if below == math.inf else f"below {below}"
+            raise UserError(f"{said}: must be at least {least} and {above}")
 
 
 class Parser(argparse.ArgumentParser):

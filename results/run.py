@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -102,9 +103,10 @@ class Run:
         if val_loss is not None:
             line += f"  val {val_loss:.4f} ({val_loss / math.log(2):.4f} bits/char)"
         line += f"  {speed:,.0f} tokens/s  ETA {eta}"
-        live = sys.stdout.isatty()
-        if live or val_loss is not None:
-            print(("\r" if live else "") + line.ljust(100 * live), end="\n" if val_loss is not None else "", flush=True)
+        if sys.stdout.isatty():
+            print(f"\r{line:<{shutil.get_terminal_size().columns - 1}}", end="", flush=True)
+        if val_loss is not None:
+            print("" if sys.stdout.isatty() else line, flush=True)
 
     def save(self):
         """Writes all that an exact resumption needs."""

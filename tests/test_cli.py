@@ -94,7 +94,7 @@ BAD = [
 BAD_GPT = [
     ("--n_embd=10 --n_head=3", "--n_embd 10 must be a multiple of --n_head 3"),
     ("--n_layer=0", "--n_layer 0: must be at least 1"),
-    ("--dropout=1", "--dropout 1.0: must be at least 0 and less than 1"),
+    ("--dropout=1", "--dropout 1.0: must be at least 0 and below 1"),
     ("--size=huge", "--size huge: must be one of auto, small, full"),
     ("--optimizer=sgd", "--optimizer sgd: must be one of muon, adamw"),
     ("--dtype=float16", "--dtype float16: must be one of auto, float32, bfloat16"),

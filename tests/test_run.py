@@ -68,13 +68,12 @@ def test_20_steps_equal_some_steps_then_ctrl_c_then_resume(train, tmp_path, monk
     assert (tmp_path / "whole" / "sample.txt").read_bytes() == (tmp_path / "parts" / "sample.txt").read_bytes()
 
 
-def test_resuming_with_more_steps_goes_on(train, tmp_path):
+def test_a_run_that_is_done_goes_on_with_more_steps(train, tmp_path):
     train("bigram", max_iters=4, eval_interval=2)
-    state = train("bigram", "--resume", max_iters=8, eval_interval=2)
-    whole = train("bigram", max_iters=8, eval_interval=2, out="whole")
-    assert state["step"] == 8 and same(state["model"], whole["model"])
-    commands = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["commands"]
-    assert len(commands) == 2
+    assert train("bigram", "--resume", max_iters=8, eval_interval=2)["step"] == 8
+    assert [row["step"] for row in metrics(tmp_path / "run")] == ["1", "2", "4", "6", "8"]
+    about = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert len(about["commands"]) == 2 and about["config"]["max_iters"] == 8
 
 
 @pytest.mark.parametrize("rung", RUNGS)
@@ -130,6 +129,31 @@ def test_a_save_that_fails_leaves_the_former_checkpoint(train, tmp_path, monkeyp
     with pytest.raises(OSError):
         train("bigram", "--resume", max_iters=8)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_terminal_has_one_live_line(text_file, tmp_path):
+    import pty
+
+    theirs, ours = pty.openpty()
+    command = [sys.executable, "bigram.py", f"--data={text_file}", f"--out={tmp_path / 'run'}", "--device=cpu"]
+    command += ["--block_size=16", "--max_iters=40", "--eval_interval=20"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=ours):
+        os.close(ours)
+        shown = b""
+        while chunk := read_or_end(theirs):
+            shown += chunk
+    lines = shown.decode().replace("\r\n", "\n").split("\n")
+    (first,) = (line for line in lines if "step 20/40" in line)
+    assert [part.split()[1] for part in first.split("\r") if part] == ["1/40", "10/40", "20/40"]
+    assert "val" in first and "tokens/s" in first and "ETA" in first
+
+
+def read_or_end(terminal):
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux says that the other side has closed
+        return b""
 
 
 def test_ctrl_c_ends_a_process_with_130_and_a_run_to_resume(text_file, tmp_path):
