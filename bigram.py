@@ -79,9 +79,9 @@ def loss_of(model, x, y, reduction="mean"):
 def evaluate(model, data):
     """Nats per character over the whole validation split, each character predicted once, dropout off."""
     model.eval()
-    losses = [loss_of(model, x, y, "sum").double() for x, y in data.windows("val")]
+    losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
-    return sum(losses).item() / (len(data.splits["val"]) - 1)
+    return sum(loss.item() for loss in losses) / (len(data.splits["val"]) - 1)
 
 
 def train(config, data, model):

@@ -2,7 +2,7 @@
 
 New against rung 3: communication (attention) alternates with computation (a feed-forward network for each token), and
 both only add to a residual stream, so that gradients reach every depth; LayerNorm keeps what each of them reads at one
-scale. Blocks of the two are stacked. Training gains Muon, warm-up and decay, gradient clipping and bfloat16.
+scale. Blocks of the two are stacked. Training gains Muon, a warm-up, gradient clipping and bfloat16.
 
 Paper: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: GPT-2.
 """
@@ -153,9 +153,9 @@ def loss_of(model, x, y, reduction="mean"):
 def evaluate(model, data):
     """Nats per character over the whole validation split, each character predicted once, dropout off."""
     model.eval()
-    losses = [loss_of(model, x, y, "sum").double() for x, y in data.windows("val")]
+    losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
-    return sum(losses).item() / (len(data.splits["val"]) - 1)
+    return sum(loss.item() for loss in losses) / (len(data.splits["val"]) - 1)
 
 
 def make_optimizers(config, model):
@@ -168,7 +168,7 @@ def make_optimizers(config, model):
     adamw = [{"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         adamw.append({"params": matrices, "weight_decay": config.weight_decay})
-    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True)]
+    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True)]  # betas of GPT-3
     if config.optimizer == "muon":
         optimizers.append(torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers

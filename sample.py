@@ -39,10 +39,10 @@ class Config:
 def load(folder, device):
     """The rung's module, its model and its tokenizer from a run's checkpoint. Raises UserError for a damaged one."""
     state = load_checkpoint(folder)
-    if state["rung"] not in RUNGS:
-        raise UserError(f"{folder}: a checkpoint of {state['rung']!r}, which is no rung of this ladder")
-    module, build = RUNGS[state["rung"]]
     try:
+        if state["rung"] not in RUNGS:
+            raise UserError(f"{folder}: a checkpoint of {state['rung']!r}, which is no rung of this ladder")
+        module, build = RUNGS[state["rung"]]
         tokenizer = CharTokenizer(state["alphabet"])
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims
             model = build(module.Config(**state["config"]), len(tokenizer))

@@ -39,12 +39,15 @@ class Flags:
 
 
 def run_main(main):
-    """Runs a script's main(): a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs a script's main(): what the user can mend is one line on stderr and exit code 2, Ctrl-C exit code 130.
+
+    A disk that is full, or anything else the system refuses, is one line and exit code 1.
+    """
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -153,3 +153,19 @@ def test_sampling_at_temperature_0_and_top_p_0_is_greedy():
     logits = torch.randn(50, 65)
     assert torch.equal(sample_token(logits, temperature=0), logits.argmax(-1, keepdim=True))
     assert torch.equal(sample_token(logits, top_p=0.0), logits.argmax(-1, keepdim=True))
+
+
+def test_bfloat16_computes_the_same_loss_to_its_precision():
+    torch.manual_seed(0)
+    ids = torch.randint(65, (4, 17))
+    model = build("gpt", dropout=0.0)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        model.config.dtype = dtype
+        model.zero_grad()
+        loss = gpt.loss_of(model, ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        assert loss.dtype == torch.float32 and all(p.grad.dtype == torch.float32 for p in model.parameters())
+        losses[dtype] = loss.item()
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-3)
