@@ -1,8 +1,9 @@
 """Rung 4: a GPT, the transformer of GPT-2.
 
-New against rung 3: communication (attention) alternates with computation (a feed-forward network for each token), and
-both only add to a residual stream, so that gradients reach every depth; LayerNorm keeps what each of them reads at one
-scale. Blocks of the two are stacked. Training gains Muon, a warm-up, gradient clipping and bfloat16.
+New against rung 3: communication (attention, now a fused kernel) alternates with computation (a feed-forward network
+for each token), and both only add to a residual stream, so that gradients reach every depth; LayerNorm keeps what each
+reads at one scale. Blocks of the two are stacked, the head is tied to the token embedding, and weights start as GPT-2's
+do. Training gains Muon, a warm-up, gradient clipping and bfloat16.
 
 Paper: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: GPT-2.
 """
@@ -28,7 +29,7 @@ class Config(Flags):
     n_layer: int = option(3, "blocks", full=6)
     n_head: int = option(4, "H: heads of attention", full=6)
     n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
-    dropout: float = option(0.0, "share of the activations set to 0 before each addition", full=0.2, below=1)
+    dropout: float = option(0.0, "share set to 0 of all that the stream is the sum of", full=0.2, below=1)
     optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
     learning_rate: float = option(1.5e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
     weight_decay: float = option(0.1, "of the hidden matrices")
@@ -161,7 +162,8 @@ def evaluate(model, data):
 def make_optimizers(config, model):
     """Muon (Jordan et al. 2024; scaled as in arXiv:2502.16982) has the hidden matrices, AdamW what is left.
 
-    Muon replaces a matrix's gradient by the nearest orthogonal one, so that every direction learns at one pace.
+    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (nearly: it takes five
+    Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embedding" in name]
@@ -175,29 +177,29 @@ def make_optimizers(config, model):
 
 
 def learning_rate_at(step, config):
-    """Up in a line over the warm-up, then down in a line to 0 after the last step."""
-    warmup = min(1, step / (config.warmup_iters + 1))
-    return config.learning_rate * warmup * (1 - (step - 1) / config.max_iters)
+    """Rises in a line to `learning_rate` at step `warmup_iters`, then falls in a line to 0 after the last step."""
+    rise = step / max(1, config.warmup_iters)
+    fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
+    return config.learning_rate * min(rise, fall)
 
 
 def train(config, data, model):
     optimizers = make_optimizers(config, model)
     run = Run(config, data, model, *optimizers)
-    if config.compile:
-        model.compile()
+    compiled = torch.compile(model) if config.compile else model
     for step in run.steps():
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
         x, y = data.batch("train")  # (B, T), (B, T)
-        loss = loss_of(model, x, y)
+        loss = loss_of(compiled, x, y)
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
-        run.log(step, loss, evaluate(model, data) if due else None)
+        run.log(step, loss, evaluate(compiled, data) if due else None)
     run.finish(generate)
 
 

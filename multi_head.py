@@ -26,9 +26,9 @@ class Config(Flags):
     block_size: int = option(32, "T: characters in a window")
     n_head: int = option(8, "H: heads of attention")
     n_embd: int = option(128, "C: width of the embeddings, D = C / H to each head")
-    learning_rate: float = option(5e-3, "of AdamW at the start; it falls to 0 in a line")
-    max_iters: int = option(800, "steps")
-    eval_interval: int = option(250, "steps from one evaluation to the next")
+    learning_rate: float = option(4e-3, "of AdamW at the start; it falls to 0 in a line")
+    max_iters: int = option(900, "steps")
+    eval_interval: int = option(300, "steps from one evaluation to the next")
 
     def __post_init__(self):
         if self.n_embd % self.n_head:

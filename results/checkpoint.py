@@ -27,7 +27,7 @@ def load_checkpoint(folder, rung=None):
     """
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
-        raise UserError(f"{path}: there is no checkpoint here; run without --resume to start one")
+        raise UserError(f"{path}: there is no checkpoint here")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = state["rung"]

@@ -4,7 +4,6 @@ import argparse
 import difflib
 import inspect
 import math
-import os
 import sys
 import textwrap
 import tomllib
@@ -41,11 +40,12 @@ class Flags:
 def run_main(main):
     """Runs a script's main(): what the user can mend is one line on stderr and exit code 2, Ctrl-C exit code 130.
 
-    A disk that is full, or anything else the system refuses, is one line and exit code 1.
+    What goes wrong on the way (a full disk, a loss that is not finite) is one line and exit code 1.
     """
+    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character of the text
     try:
         main()
-    except (UserError, OSError) as error:
+    except (UserError, OSError, FloatingPointError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def parse_config(cls, argv=None):
     given = read_flags(cls, argv, with_toml=True)
     if "config" in given:
         given = read_toml(cls, given.pop("config")) | given
-    given["out"] = given.get("out") or os.path.relpath(Path(__file__).parent / rung_of(cls))
+    given["out"] = given.get("out") or default_out(cls)
     if given.get("resume"):
         given = resumed(cls, given)
     names = {f.name for f in fields(cls)}
@@ -88,6 +88,12 @@ def parse_config(cls, argv=None):
 def rung_of(cls):
     """The name of the script that defines the dataclass: "gpt" for the Config of gpt.py."""
     return Path(inspect.getfile(cls)).stem
+
+
+def default_out(cls):
+    """results/ and the script's name, as a path from here where that is below."""
+    out = Path(__file__).resolve().parent / rung_of(cls)
+    return str(out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out)
 
 
 def build(cls, values):
@@ -172,8 +178,12 @@ def nearest(name, names):
 
 def resumed(cls, given):
     """The options of the run in `out`, with those given on top that a run may change on its way."""
-    saved = load_checkpoint(given["out"], rung_of(cls))["config"]
+    saved = load_checkpoint(given["out"], rung_of(cls)).get("config")
+    if not isinstance(saved, dict) or saved.keys() != {f.name for f in fields(cls)}:
+        raise UserError(f"{given['out']}: a checkpoint of another version of {rung_of(cls)}.py")
     for name, value in given.items():
         if name not in MAY_CHANGE and value != saved[name]:
             raise UserError(f"--resume goes on with {name}={saved[name]}; {name}={value} needs a new run with --out")
+    if "device" in given:
+        saved.pop("dtype", None)  # chosen anew for it
     return saved | given

@@ -11,6 +11,7 @@ import math
 import sys
 from pathlib import Path
 
+NAMES = ("step", "tokens", "seconds", "train_loss", "val_loss")  # the columns of metrics.csv
 COLUMNS = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
 RESULTS = Path(__file__).resolve().parent
@@ -20,7 +21,7 @@ def read(folder):
     """The columns of a run's metrics.csv, as lists of floats, None where a row has no value."""
     with open(Path(folder) / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) if row[name] else None for row in rows] for name in rows[0]}
+    return {name: [float(row[name]) if row[name] else None for row in rows] for name in NAMES}
 
 
 def plot(folders, path, x="steps"):
@@ -36,13 +37,19 @@ def plot(folders, path, x="steps"):
         at, loss = without_gaps(columns[COLUMNS[x]], columns["val_loss"])
         if loss:
             axes.plot(at, loss, color=colour, linewidth=2, marker="o", markersize=3)
-            labels.append((loss[-1], at[-1], colour, f"{Path(folder).name} {loss[-1]:.3f}"))
+            labels.append((loss[-1], at[-1], colour, f"{name_of(folder)} {loss[-1]:.3f}"))
     axes.set(xlabel=f"training {x}", ylabel="loss, nats per character", xscale="log" if x == "steps" else "linear")
     axes.set_title("validation loss, and training loss (faint)", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     label(axes, labels)
     figure.savefig(path, dpi=120)
+
+
+def name_of(folder):
+    """The folder's path within results/, or its last part elsewhere."""
+    folder = Path(folder).resolve()
+    return folder.relative_to(RESULTS).as_posix() if folder.is_relative_to(RESULTS) else folder.name
 
 
 def without_gaps(x, y):

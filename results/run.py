@@ -18,10 +18,9 @@ from data import UserError
 
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from .cli import rung_of
-from .plot import plot
+from .plot import NAMES, plot
 from .sampling import sample_text
 
-COLUMNS = "step,tokens,seconds,train_loss,val_loss\n"
 LOG_INTERVAL = 10  # steps between rows, each with the mean training loss since the row before
 
 
@@ -43,7 +42,6 @@ class Run:
         else:
             move_aside(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.write("metrics.csv", COLUMNS)
         self.first_step, self.begun = self.step, time.perf_counter()
         self.start = self.begun - seconds
         parameters = sum(p.numel() for p in model.parameters())
@@ -58,6 +56,8 @@ class Run:
             "machine": machine(self.device),
         }
         self.write("config.json", json.dumps(about, indent=2) + "\n")
+        if not config.resume:
+            self.write("metrics.csv", ",".join(NAMES) + "\n")
 
     def steps(self):
         """Yields the steps still to do, up to max_iters; after Ctrl-C the step in hand is the last."""
@@ -72,19 +72,26 @@ class Run:
                 yield step
                 if self.interrupted:
                     self.save()
-                    print(f"\ninterrupted after step {step}; --resume goes on from here", flush=True)
+                    goes_on = "; --resume goes on from here" if step < self.config.max_iters else ""
+                    print(f"\ninterrupted after step {step}{goes_on}", flush=True)
                     break
         finally:
             signal.signal(signal.SIGINT, handler)
 
     def log(self, step, loss, val_loss=None):
-        """Records a step's training loss (a scalar tensor) and, with a validation loss in nats, a checkpoint."""
+        """Records a step's training loss (a scalar tensor) and, with a validation loss in nats, a checkpoint.
+
+        Raises FloatingPointError if the training loss is not finite; the last checkpoint stands.
+        """
         self.step = step
         self.losses.append(loss.detach())
         if val_loss is None and step > 1 and step % LOG_INTERVAL:
             return
         train_loss = torch.stack(self.losses).mean().item()  # the one place that waits for the device
         self.losses.clear()
+        if not math.isfinite(train_loss):
+            learning_rate = self.optimizers[0].param_groups[0]["lr"]
+            raise FloatingPointError(f"the loss is {train_loss} at step {step} with learning rate {learning_rate:.3g}")
         tokens = step * self.config.batch_size * self.config.block_size
         seconds = time.perf_counter() - self.start
         with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
@@ -116,6 +123,7 @@ class Run:
             "seconds": time.perf_counter() - self.start,
             "config": asdict(self.config),
             "alphabet": self.data.tokenizer.alphabet,
+            "corpus_sha256": self.data.sha256,
             "metrics": (self.folder / "metrics.csv").read_text(encoding="utf-8"),
             "losses": [loss.item() for loss in self.losses],
             "model": self.model.state_dict(),
@@ -126,8 +134,8 @@ class Run:
 
     def restore(self):
         state = load_checkpoint(self.folder, rung_of(type(self.config)))
-        if state["alphabet"] != self.data.tokenizer.alphabet:
-            raise UserError(f"the run in {self.folder} was trained on a text with another alphabet")
+        if state["corpus_sha256"] != self.data.sha256:
+            raise UserError(f"the run in {self.folder} was trained on another text")
         self.step = state["step"]
         if self.step >= self.config.max_iters:
             raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
@@ -138,17 +146,16 @@ class Run:
         self.data.generator.set_state(state["generators"]["batches"])
         torch.set_rng_state(state["generators"]["cpu"])
         if self.device.type in state["generators"] and self.device.type != "cpu":
-            torch.get_device_module(self.device).set_rng_state(state["generators"][self.device.type])
+            torch.get_device_module(self.device).set_rng_state(state["generators"][self.device.type], self.device)
         self.write("metrics.csv", state["metrics"])
         return state["seconds"], json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["commands"]
 
     def finish(self, generate):
         """Draws the loss curve, has the rung `generate` a page of text. Raises KeyboardInterrupt if that ended it."""
-        tokenizer = self.data.tokenizer
-        prompt = "\n" if "\n" in tokenizer.alphabet else tokenizer.alphabet[0]
-        (text,) = sample_text(self.model, generate, tokenizer, prompt, 1000, seed=self.config.seed, temperature=0.8)
-        self.write("sample.txt", text)
         plot([self.folder], self.folder / "loss.png")
+        sample = dict(max_new_tokens=1000, seed=self.config.seed, temperature=0.8)
+        (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
+        self.write("sample.txt", text)
         print(f"{text}\n\n{self.folder}: config.json metrics.csv checkpoint.pt loss.png sample.txt", flush=True)
         if self.interrupted:
             raise KeyboardInterrupt
@@ -161,15 +168,17 @@ def generators(device):
     """The states of the global random generators, which draw the dropout."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
 
 
 def move_aside(folder):
     """Renames the folder of a former run to say when it was moved: gpt-2026-11-22-143005."""
+    folder = folder.resolve()
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
-    if not (folder / "config.json").is_file():
+    config = folder / "config.json"
+    if not config.is_file() or '"rung"' not in config.read_text(encoding="utf-8"):
         raise UserError(f"--out {folder}: there is something else than a run here; name another folder")
     aside = folder.with_name(f"{folder.name}-{datetime.now():%Y-%m-%d-%H%M%S}")
     folder.rename(aside)

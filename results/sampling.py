@@ -1,7 +1,5 @@
 import torch
 
-from data import UserError
-
 
 def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """Draws the next token from its logits: (B, V) -> (B, 1).
@@ -11,7 +9,8 @@ def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits, tokens = (logits / temperature).sort(-1, descending=True)  # (B, V), likeliest first
+    logits, tokens = logits.sort(-1, descending=True)  # (B, V), likeliest first
+    logits = (logits - logits[:, :1]) / temperature  # below 0, so that no temperature overflows
     if top_k:
         logits[:, top_k:] = -torch.inf
     probs = logits.softmax(-1)
@@ -20,13 +19,13 @@ def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return tokens.gather(-1, torch.multinomial(probs, 1, generator=generator))
 
 
-def sample_text(model, generate, tokenizer, prompt, max_new_tokens, num_samples=1, seed=1, **choice):
+def sample_text(model, generate, tokenizer, max_new_tokens, prompt="", num_samples=1, seed=1, **choice):
     """The prompt with a continuation, `num_samples` times; `generate` is the rung's, `choice` sample_token's.
 
-    Raises UserError if the prompt is empty or has a character outside the alphabet.
+    Without a prompt the text starts after a line end, or after the alphabet's first character if it has none.
+    Raises UserError for a prompt with a character outside the alphabet.
     """
-    if not prompt:
-        raise UserError("the prompt is empty; give it at least one character")
+    prompt = prompt or ("\n" if "\n" in tokenizer.alphabet else tokenizer.alphabet[0])
     device = next(model.parameters()).device
     ids = tokenizer.encode(prompt).expand(num_samples, -1).to(device)  # (B, T)
     ids = generate(model, ids, max_new_tokens, generator=torch.Generator(device).manual_seed(seed), **choice)

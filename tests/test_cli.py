@@ -63,9 +63,9 @@ BAD = [
     ("--data=nowhere.txt", "nowhere.txt: No such file"),
     ("--data=.", ": Is a directory"),
     ("--data=empty.txt", "is empty"),
-    ("--data=short.txt", "--block_size 16 needs 170"),
+    ("--data=short.txt", "19 characters of text are too few for --block_size 16; 170 are enough"),
     ("--data=binary.txt", "not UTF-8"),
-    ("--block_size=1000", "needs 10,010"),
+    ("--block_size=1000", "10,010 are enough"),
     ("--device=cuda:7", "--device cuda:7: not on this machine"),
     ("--device=gpu", "--device gpu: not on this machine"),
     ("--batch_size=0", "--batch_size 0: must be at least 1"),
@@ -99,6 +99,7 @@ BAD_GPT = [
     ("--optimizer=sgd", "--optimizer sgd: must be one of muon, adamw"),
     ("--dtype=float16", "--dtype float16: must be one of auto, float32, bfloat16"),
     ("--resume --out=run --n_layer=3", "--resume goes on with n_layer="),
+    ("--resume --out=older", "a checkpoint of another version of gpt.py"),
     ("--resume --out=run", "a larger --max_iters goes on with it"),
 ]
 BAD_SAMPLE = [
@@ -107,7 +108,6 @@ BAD_SAMPLE = [
     ("truncated", "not a checkpoint, or a damaged one"),
     ("alien", "'elsewhere', which is no rung"),
     ("run --prompt=é", "the character 'é' is not in the alphabet"),
-    ("run --prompt=", "empty"),
     ("run --temperature=-1", "--temperature -1.0: must be at least 0"),
     ("run --top_k=-1", "--top_k -1: must be at least 0"),
     ("run --max_new_tokens=0", "--max_new_tokens 0: must be at least 1"),
@@ -134,11 +134,13 @@ def bad_files(tmp_path_factory):
         "truncated/checkpoint.pt": whole[: len(whole) // 2],
         "text/checkpoint.pt": text,
         "alien/checkpoint.pt": b"",
+        "older/checkpoint.pt": b"",
     }
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     torch.save({"rung": "elsewhere"}, folder / "alien" / "checkpoint.pt")
+    torch.save({"rung": "gpt", "config": {"n_layer": 2}}, folder / "older" / "checkpoint.pt")
     return folder
 
 

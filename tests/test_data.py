@@ -1,4 +1,5 @@
 import hashlib
+import http.client
 import io
 from types import SimpleNamespace
 
@@ -61,7 +62,8 @@ def test_ids_are_kept_in_a_byte_each(text_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "empty"), (b"\xff\xfe\x00", "UTF-8"), (b"too short", "needs 170"), (None, "No such")]
+    ("content", "message"),
+    [(b"", "empty"), (b"\xff\xfe\x00", "UTF-8"), (b"too short", "170 are enough"), (None, "No such")],
 )
 def test_unusable_texts(tmp_path, content, message):
     path = tmp_path / "text"
@@ -107,6 +109,16 @@ def test_half_a_download_leaves_nothing_that_looks_like_a_corpus(no_corpus_yet, 
     with pytest.raises(UserError, match="sha256 differs"):
         corpus.tinyshakespeare()
     assert not list(no_corpus_yet.parent.iterdir())
+
+
+def test_a_download_that_breaks_off_is_followed_by_the_wheel(no_corpus_yet, monkeypatch):
+    def break_off(*_, **__):
+        raise http.client.IncompleteRead(b"First")
+
+    monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
+    monkeypatch.setattr(corpus.urllib.request, "urlopen", break_off)
+    monkeypatch.setattr(corpus, "rebuild", lambda: b"the plays")
+    assert corpus.tinyshakespeare() == b"the plays"
 
 
 def test_a_damaged_corpus_on_disk_is_replaced(no_corpus_yet, monkeypatch):

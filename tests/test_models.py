@@ -15,7 +15,6 @@ from results import sample_token
 
 
 def logits_before_and_after_a_change(rung, t, T=16):
-    torch.manual_seed(t)
     model = build(rung).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -27,8 +26,10 @@ def logits_before_and_after_a_change(rung, t, T=16):
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("t", [1, 6, 11, 15])
-def test_no_logit_depends_on_a_later_token(rung, t):
+@pytest.mark.parametrize("seed", range(4))
+def test_no_logit_depends_on_a_later_token(rung, seed):
+    torch.manual_seed(seed)
+    t = int(torch.randint(1, 16, ()))
     before, after = logits_before_and_after_a_change(rung, t)
     assert torch.equal(before[:, :t], after[:, :t])
     assert not torch.equal(before[:, t], after[:, t])

@@ -29,6 +29,11 @@ def test_labels_of_close_curves_do_not_overlap():
     assert all(b - a >= 0.05 * 2 - 1e-9 for a, b in zip(heights, heights[1:]))
 
 
+def test_a_run_without_a_step_is_drawn_as_nothing(tmp_path, capsys):
+    plot.main([str(write_run(tmp_path / "new", [])), "--out", str(tmp_path / "losses.png")])
+    assert (tmp_path / "losses.png").exists()
+
+
 def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no metrics.csv"):
         plot.main([str(tmp_path)])

@@ -117,6 +117,25 @@ def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(train, tmp_path):
+    train("gpt", max_iters=4)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    parameters = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    parameters["model"]["norm.weight"].fill_(torch.inf)
+    torch.save(parameters, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 6 with learning rate"):
+        train("gpt", "--resume", max_iters=8)
+    assert (tmp_path / "run" / "checkpoint.pt").stat().st_size == len(before)
+    assert [row["step"] for row in metrics(tmp_path / "run")] == ["1", "2", "4"]
+
+
+def test_a_run_goes_on_with_its_own_text_alone(train, text_file):
+    train("bigram")
+    text_file.write_text(text_file.read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    with pytest.raises(UserError, match="another text"):
+        train("bigram", "--resume", max_iters=8)
+
+
 def test_a_save_that_fails_leaves_the_former_checkpoint(train, tmp_path, monkeypatch):
     train("bigram")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
