@@ -19,6 +19,8 @@ SAME = {
     "loss_of": ["bigram", "single_head", "multi_head"],
     "train": ["bigram", "single_head", "multi_head"],
     "main": ["single_head", "multi_head"],
+    "Config.__post_init__": ["multi_head", "gpt"],
+    "Attention.__init__": ["multi_head", "gpt"],
 }
 SECTIONS = ["Config", "Model", "Training", "main()"]
 
@@ -28,9 +30,11 @@ def source(rung):
 
 
 def definition(rung, name):
-    """The text of a function or class with its decorators."""
+    """The text of a function, class or method with its decorators."""
     text = source(rung)
-    node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == name)
+    node = ast.parse(text)
+    for part in name.split("."):
+        node = next(child for child in node.body if getattr(child, "name", None) == part)
     first = min([node.lineno] + [decorator.lineno for decorator in node.decorator_list])
     return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
 
