@@ -116,9 +116,9 @@ def is_corpus(text):
 
 def keep(text):
     """Writes the corpus beside its name and then renames it, so that half a file never looks like one."""
-    with tempfile.NamedTemporaryFile(dir=CORPUS.parent, suffix=".part", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, CORPUS)
+    part = CORPUS.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(text)
+    os.replace(part, CORPUS)
 
 
 def download():
