@@ -1,0 +1,395 @@
+"""Rung 6: a GPT whose attention is graph attention, without PyTorch Geometric.
+
+New against rung 4: attention is message passing on a graph, and the causal mask is its adjacency matrix: token i reads
+from token j where `adjacency[i, j]`. What it reads is up to a layer, any module called with x and the adjacency: GAT,
+GATv2, GPT's dot product, the neighbours' mean or maximum, or one of yours. GAT and GATv2 are dense and masked; they
+have the parameters of PyTorch Geometric's and compute the same, without a list of edges.
+
+Papers: Velickovic et al., "Graph Attention Networks" (arXiv:1710.10903): GAT; Brody, Alon and Yahav, "How Attentive
+are Graph Attention Networks?" (arXiv:2105.14491): GATv2.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data import DTYPES, Dataset
+from results import Flags, Run, option, parse_config, run_main, sample_token
+
+# ---------------------------------------------------------------- Config
+
+
+@dataclass
+class Config(Flags):
+    size: str = option("auto", "auto: full on cuda, else small", choices=("auto", "small", "full"))
+    batch_size: int = option(32, "B: windows of text in a step", full=64)
+    block_size: int = option(128, "T: characters in a window", full=256)
+    n_layer: int = option(3, "blocks", full=6)
+    n_head: int = option(4, "H: heads of attention", full=6)
+    n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
+    dropout: float = option(0.0, "share set to 0 of all that the stream is the sum of", full=0.2, below=1)
+    optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
+    learning_rate: float = option(1.5e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
+    weight_decay: float = option(0.1, "of the hidden matrices")
+    warmup_iters: int = option(50, "steps from learning rate 0 to the highest", least=0)
+    max_iters: int = option(600, "steps", full=2500)
+    eval_interval: int = option(100, "steps from one evaluation to the next", full=250)
+    dtype: str = option("auto", "of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
+    compile: bool = option(False, "fuse kernels with torch.compile, which takes a while at the start")
+    layer: str = option("gatv2", "gat, gatv2, dot, mean, max, or what you have added to LAYERS")
+    graph: str = option("causal", "causal, window:K (of those the last K) or dilated:K (of those every K-th back)")
+    out_proj: bool = option(True, "a linear map of what the heads have read, as in gpt.py")
+    gat_version: str = option("", "another name for --layer gat or gatv2", choices=("", "GATConv", "GATv2Conv"))
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"--n_embd {self.n_embd} must be a multiple of --n_head {self.n_head}")
+        self.layer = {"GATConv": "gat", "GATv2Conv": "gatv2"}.get(self.gat_version, self.layer)
+        if self.layer not in LAYERS:
+            raise ValueError(f"--layer {self.layer}: must be one of {', '.join(LAYERS)}")
+        if not re.fullmatch("causal|(window|dilated):[1-9][0-9]{0,8}", self.graph):
+            raise ValueError(f"--graph {self.graph}: must be causal, window:K or dilated:K, K a number from 1")
+
+
+# ---------------------------------------------------------------- Model
+
+
+def adjacency_of(graph, positions):
+    """Who reads whom among tokens at `positions` (T,): (T, T) bool, True where i reads from j (an edge j -> i)."""
+    back = positions[:, None] - positions  # (T, T), how far j lies before i
+    kind, _, K = graph.partition(":")
+    if kind == "window":
+        return (back >= 0) & (back < int(K))
+    if kind == "dilated":
+        return (back >= 0) & (back % int(K) == 0)
+    return back >= 0  # the causal mask
+
+
+def log_adjacency(adjacency, dtype):
+    """0 at an edge, elsewhere not -inf but nearly, since a row may have no edge: (1, T, T), or (B, 1, T, T)."""
+    return torch.zeros_like(adjacency, dtype=dtype).masked_fill(~adjacency, torch.finfo(dtype).min).unsqueeze(-3)
+
+
+class GraphAttention(nn.Module):
+    """What GAT and GATv2 share; each takes x (B, T, in_channels) and adjacency (T, T) or (B, T, T) bool.
+
+    Out comes (B, T, heads * out_channels), or with concat=False the mean over the heads, (B, T, out_channels).
+    """
+
+    def __init__(self, in_channels, out_channels, heads=1, concat=True, dropout=0.0, bias=True, slope=0.2):
+        super().__init__()
+        self.heads, self.concat, self.dropout, self.slope = heads, concat, dropout, slope
+        self.bias = nn.Parameter(torch.zeros(heads * out_channels if concat else out_channels)) if bias else None
+
+    def aggregate(self, scores, values, adjacency):
+        """What each token reads: scores (B, H, T, T) become weights of the values (B, T, H, D)."""
+        weights = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)  # (B, H, T, T)
+        read = (weights @ values.transpose(1, 2)).transpose(1, 2)  # (B, T, H, D)
+        read = read.flatten(2) if self.concat else read.mean(dim=2)
+        read = read * adjacency.any(dim=-1, keepdim=True).to(read.dtype)  # a token without edges reads 0
+        return read if self.bias is None else read + self.bias
+
+
+class GAT(GraphAttention):
+    """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j), values h_j, of h = W x: all i rank the j alike. PyG's GATConv."""
+
+    def __init__(self, in_channels, out_channels, heads=1, **options):
+        super().__init__(in_channels, out_channels, heads, **options)
+        self.lin = nn.Linear(in_channels, heads * out_channels, bias=False)
+        self.att_src = nn.Parameter(torch.empty(1, heads, out_channels))
+        self.att_dst = nn.Parameter(torch.empty(1, heads, out_channels))
+        for matrix in (self.lin.weight, self.att_src[0], self.att_dst[0]):
+            nn.init.xavier_uniform_(matrix)
+
+    def forward(self, x, adjacency):
+        h = self.lin(x).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
+        src, dst = ((h * att).sum(dim=-1).transpose(1, 2) for att in (self.att_src, self.att_dst))  # (B, H, T) each
+        scores = src[:, :, None, :] + dst[:, :, :, None]  # (B, H, T, T)
+        scores += log_adjacency(adjacency, scores.dtype)  # LeakyReLU leaves it what it is, and in place costs no memory
+        return self.aggregate(F.leaky_relu_(scores, self.slope), h, adjacency)
+
+
+class GATv2(GraphAttention):
+    """e_ij = a . LeakyReLU(W_r x_i + W_l x_j), values W_l x_j: each i has its own ranking of the j. PyG's GATv2Conv."""
+
+    def __init__(self, in_channels, out_channels, heads=1, bias=True, share_weights=False, **options):
+        super().__init__(in_channels, out_channels, heads, bias=bias, **options)
+        self.lin_l = nn.Linear(in_channels, heads * out_channels, bias)
+        self.lin_r = self.lin_l if share_weights else nn.Linear(in_channels, heads * out_channels, bias)
+        self.att = nn.Parameter(torch.empty(1, heads, out_channels))
+        for matrix in (self.lin_l.weight, self.lin_r.weight, self.att[0]):
+            nn.init.xavier_uniform_(matrix)
+
+    def forward(self, x, adjacency):
+        linears = (self.lin_l, self.lin_r)
+        src, dst = (f(x).to(self.att.dtype).unflatten(-1, (self.heads, -1)) for f in linears)  # (B, T, H, D) each
+        scores = GATv2Scores.apply(src, dst, self.att[0], adjacency, self.slope)  # (B, H, T, T)
+        return self.aggregate(scores + log_adjacency(adjacency, scores.dtype), src, adjacency)
+
+
+def gatv2_scores_by_hand(src, dst, att, slope):
+    """GATv2's e_ij in one line: src and dst (B, T, H, D) and att (H, D) in, (B, H, T, T) out.
+
+    It stores a number for each pair and channel: 1.6 GB in float32 for B, T, H, D = 64, 128, 6, 64, more than once.
+    """
+    return (F.leaky_relu(dst[:, :, None] + src[:, None], slope) * att).sum(dim=-1).permute(0, 3, 1, 2)
+
+
+class GATv2Scores(torch.autograd.Function):
+    """The same in pieces that fit a cache, of those pairs alone that may be edges.
+
+    Of z_ij = src_j + dst_i, with max(z_ij, 0) = max(src_j, -dst_i) + dst_i and s the slope,
+        a . LeakyReLU(z_ij) = s a . src_j + a . dst_i + (1 - s) a . max(src_j, -dst_i)
+    has one term about pairs, in two passes. Backward sums G_ij = dL/de_ij LeakyReLU'(z_ij) over i and over j, and has
+    the gradient of a from these sums: LeakyReLU(z) = LeakyReLU'(z) z (Euler), so that it is sum G_ij (src_j + dst_i).
+    """
+
+    @staticmethod
+    def pieces(src, adjacency):
+        """Yields slices of B, a head, slices of i and of j: all edges, with about a million numbers of z on a CPU."""
+        B, T, H, D = src.shape
+        room = 2**20 if src.device.type == "cpu" else 2**25
+        edges = adjacency.reshape(-1, T, T).any(dim=0)
+        for i in (slice(start, start + 16) for start in range(0, T, 16)):
+            keys = edges[i].any(dim=0).nonzero().flatten().tolist()
+            if keys:
+                j = slice(keys[0], keys[-1] + 1)
+                size = max(1, room // (16 * len(range(T)[j]) * D))
+                yield from ((slice(b, b + size), h, i, j) for b in range(0, B, size) for h in range(H))
+
+    @staticmethod
+    def forward(ctx, src, dst, att, adjacency, slope):
+        ctx.save_for_backward(src, dst, att, adjacency)
+        ctx.slope = slope
+        if torch.compiler.is_compiling():  # the compiler fuses it, and z is never stored
+            return gatv2_scores_by_hand(src, dst, att, slope)
+        a_src, a_dst = ((part * att).sum(dim=-1).transpose(1, 2) for part in (src, dst))  # (B, H, T) each
+        scores = slope * a_src[:, :, None, :] + a_dst[:, :, :, None]  # (B, H, T, T)
+        minus_dst, z = -dst, src.new_empty(0)
+        for b, h, i, j in GATv2Scores.pieces(src, adjacency):
+            z = torch.maximum(src[b, None, j, h], minus_dst[b, i, None, h], out=z.resize_(0))  # where the last one was
+            scores[b, h, i, j].add_(z @ att[h], alpha=1 - slope)
+        return scores
+
+    @staticmethod
+    def backward(ctx, grad):
+        src, dst, att, adjacency = ctx.saved_tensors
+        if torch.compiler.is_compiling():
+            i, j, g = dst[:, :, None], src[:, None], grad.permute(0, 2, 3, 1)[..., None]
+            # z in two spellings, since the compiler stores what two sums have in common
+            grad_src = torch.where(i + j > 0, g, ctx.slope * g).sum(dim=1)  # (B, T, H, D)
+            grad_dst = torch.where(j + i > 0, g, ctx.slope * g).sum(dim=2)  # (B, T, H, D)
+        else:
+            grad_src, grad_dst, z = torch.zeros_like(src), torch.zeros_like(dst), src.new_empty(0)
+            for b, h, i, j in GATv2Scores.pieces(src, adjacency):
+                z = torch.add(src[b, None, j, h], dst[b, i, None, h], out=z.resize_(0))
+                g = grad[b, h, i, j, None].expand_as(z)
+                G = torch.ops.aten.leaky_relu_backward(g, z, ctx.slope, False, grad_input=z)
+                grad_src[b, j, h] += G.sum(dim=1)
+                grad_dst[b, i, h] += G.sum(dim=2)
+        return att * grad_src, att * grad_dst, (src * grad_src + dst * grad_dst).sum(dim=(0, 1)), None, None
+
+
+class DotProduct(nn.Module):
+    """e_ij = q_i . k_j / sqrt(D), values v_j: the attention of gpt.py, with the weights it starts from."""
+
+    def __init__(self, in_channels, out_channels, heads=1, dropout=0.0):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key, self.value = (nn.Linear(in_channels, heads * out_channels) for _ in range(3))
+        for linear in (self.query, self.key, self.value):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x, adjacency):
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        read = F.scaled_dot_product_attention(q, k, v, adjacency.unsqueeze(-3), dropout)  # (B, H, T, D)
+        return read.transpose(1, 2).flatten(2)
+
+
+class Mean(nn.Module):
+    """W times the mean of the x_j, whoever they are: GraphSAGE's (arXiv:1706.02216), and nearly GCN."""
+
+    def __init__(self, in_channels, out_channels, heads=1, dropout=0.0):
+        super().__init__()
+        self.lin = nn.Linear(in_channels, heads * out_channels)
+
+    def forward(self, x, adjacency):
+        edges = adjacency.to(x.dtype)
+        return self.lin(edges / edges.sum(dim=-1, keepdim=True).clamp(min=1) @ x)
+
+
+class Max(Mean):
+    """W times the largest x_j, channel by channel: GraphSAGE's pooling."""
+
+    def forward(self, x, adjacency):
+        with torch.no_grad():  # which j it is, for one i at a time: never a (B, T, T, C) tensor
+            rows = log_adjacency(adjacency, x.dtype).unbind(dim=-2)  # T of (1, T) or (B, 1, T)
+            j = torch.stack([(x + row.transpose(-2, -1)).max(dim=-2).indices for row in rows], dim=-2)  # (B, T, C)
+        return self.lin(x.gather(-2, j) * adjacency.any(dim=-1, keepdim=True).to(x.dtype))
+
+
+LAYERS = {"gat": GAT, "gatv2": GATv2, "dot": DotProduct, "mean": Mean, "max": Max}
+
+
+class Attention(nn.Module):
+    """Message passing: x (B, T, C) and adjacency (T, T) in, what each token has read (B, T, C) out."""
+
+    def __init__(self, config):
+        super().__init__()
+        D = config.n_embd // config.n_head
+        self.layer = LAYERS[config.layer](config.n_embd, D, heads=config.n_head, dropout=config.dropout)
+        self.projection = nn.Linear(config.n_embd, config.n_embd) if config.out_proj else nn.Identity()
+
+    def forward(self, x, adjacency):
+        return self.projection(self.layer(x, adjacency))
+
+
+class Block(nn.Module):
+    """Communication, then computation, each added to the residual stream x (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.norm_2 = nn.LayerNorm(config.n_embd)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(config.n_embd, 4 * config.n_embd),
+            nn.GELU(),
+            nn.Linear(4 * config.n_embd, config.n_embd),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, adjacency):
+        x = x + self.dropout(self.attention(self.norm_1(x), adjacency))
+        x = x + self.dropout(self.feed_forward(self.norm_2(x)))
+        return x
+
+
+class GPT(nn.Module):
+    """Ids of characters (B, T) in, logits of each one's successor (B, T, V) out."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.initialize()
+
+    def initialize(self):
+        """GPT-2's: biases 0, weights N(0, 0.02), but 1 / sqrt(2 n_layer) of that where they add to the stream."""
+        for name, parameter in self.named_parameters():
+            if ".layer." in name:
+                continue  # it keeps its own: PyTorch Geometric's linear maps are not GPT-2's, nor is their scale
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 2:
+                adds = name.endswith(("projection.weight", "feed_forward.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if adds else 0.02)
+
+    def forward(self, ids):
+        positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
+        adjacency = adjacency_of(self.config.graph, positions)  # (T, T)
+        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, adjacency)  # (B, T, C)
+        # The head is the token embedding (Press and Wolf, arXiv:1608.05859).
+        return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
+
+
+@torch.inference_mode()
+def generate(model, ids, max_new_tokens, **choice):
+    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token."""
+    training = model.training
+    model.eval()
+    for _ in range(max_new_tokens):
+        logits = model(ids[:, -model.config.block_size :])[:, -1]  # (B, V), after the last token
+        ids = torch.cat((ids, sample_token(logits, **choice)), dim=1)
+    model.train(training)
+    return ids
+
+
+# ---------------------------------------------------------------- Training
+
+
+def loss_of(model, x, y, reduction="mean"):
+    """Cross-entropy in nats of the next characters y (B, T) after x (B, T)."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16"):
+        logits = model(x)  # (B, T, V)
+    return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction=reduction)
+
+
+@torch.inference_mode()
+def evaluate(model, data):
+    """Nats per character over the whole validation split, each character predicted once, dropout off."""
+    model.eval()
+    losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
+    model.train()
+    return sum(loss.item() for loss in losses) / (len(data.splits["val"]) - 1)
+
+
+def make_optimizers(config, model):
+    """Muon (Jordan et al. 2024; scaled as in arXiv:2502.16982) has the hidden matrices, AdamW what is left.
+
+    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (nearly: it takes five
+    Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
+    """
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embedding" in name]
+    adamw = [{"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        adamw.append({"params": matrices, "weight_decay": config.weight_decay})
+    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True)]  # betas of GPT-3
+    if config.optimizer == "muon":
+        optimizers.append(torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def learning_rate_at(step, config):
+    """Rises in a line to `learning_rate` at step `warmup_iters`, then falls in a line to 0 after the last step."""
+    rise = step / max(1, config.warmup_iters)
+    fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
+    return config.learning_rate * min(rise, fall)
+
+
+def train(config, data, model):
+    optimizers = make_optimizers(config, model)
+    run = Run(config, data, model, *optimizers)
+    compiled = torch.compile(model) if config.compile else model
+    for step in run.steps():
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, config)
+        x, y = data.batch("train")  # (B, T), (B, T)
+        loss = loss_of(compiled, x, y)
+        model.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        due = step % config.eval_interval == 0 or step == config.max_iters
+        run.log(step, loss, evaluate(compiled, data) if due else None)
+    run.finish(generate)
+
+
+# ---------------------------------------------------------------- main()
+
+
+def main(argv=None):
+    config = parse_config(Config, argv)
+    torch.manual_seed(config.seed)
+    data = Dataset(config)
+    model = GPT(config, data.vocab_size).to(config.device)
+    train(config, data, model)
+
+
+if __name__ == "__main__":
+    run_main(main)
