@@ -43,7 +43,7 @@ class Config(Flags):
     layer: str = option("gatv2", "gat, gatv2, dot, mean, max, or what you have added to LAYERS")
     graph: str = option("causal", "causal, window:K (of those the last K) or dilated:K (of those every K-th back)")
     out_proj: bool = option(True, "a linear map of what the heads have read, as in gpt.py")
-    gat_version: str = option("", "another name for --layer gat or gatv2", choices=("", "GATConv", "GATv2Conv"))
+    gat_version: str = option("", "sets --layer to gat or gatv2", choices=("", "GATConv", "GATv2Conv"))
 
     def __post_init__(self):
         if self.n_embd % self.n_head:

@@ -10,6 +10,7 @@ import torch
 import bigram
 import gpt
 import multi_head
+import pyg_free_gat
 import single_head
 from data import CharTokenizer, UserError, choose_device
 from results import load_checkpoint, option, parse, run_main, sample_text
@@ -20,6 +21,7 @@ RUNGS = {
     "single_head": (single_head, single_head.LanguageModel),
     "multi_head": (multi_head, multi_head.LanguageModel),
     "gpt": (gpt, gpt.GPT),
+    "pyg_free_gat": (pyg_free_gat, pyg_free_gat.GPT),
 }
 
 

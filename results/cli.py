@@ -109,7 +109,7 @@ def build(cls, values):
 
 def check(f, value, said):
     if f.metadata["choices"] and value not in f.metadata["choices"]:
-        raise UserError(f"{said}: must be one of {', '.join(f.metadata['choices'])}")
+        raise UserError(f"{said}: must be one of {', '.join(filter(None, f.metadata['choices']))}")
     if f.type in (int, float):
         least, below = f.metadata["least"], f.metadata["below"]
         if least is None:

@@ -8,6 +8,7 @@ import torch
 from conftest import RUNGS, train_tiny, write_text
 
 import gpt
+import pyg_free_gat
 import sample
 from data import UserError
 from results import parse_config
@@ -102,6 +103,17 @@ BAD_GPT = [
     ("--resume --out=older", "a checkpoint of another version of gpt.py"),
     ("--resume --out=run", "a larger --max_iters goes on with it"),
 ]
+BAD_GAT = [
+    ("--layer=gcn", "--layer gcn: must be one of gat, gatv2, dot, mean, max"),
+    ("--gat_version=GATv3Conv", "--gat_version GATv3Conv: must be one of GATConv, GATv2Conv"),
+    ("--graph=ring", "--graph ring: must be causal, window:K or dilated:K"),
+    ("--graph=window", "--graph window: must be"),
+    ("--graph=window:0", "--graph window:0: must be"),
+    ("--graph=dilated:-2", "--graph dilated:-2: must be"),
+    ("--graph=causal:3", "--graph causal:3: must be"),
+    ("--n_embd=10 --n_head=3", "--n_embd 10 must be a multiple of --n_head 3"),
+    ("--resume --out=run", "a checkpoint of gpt.py, not of pyg_free_gat.py"),
+]
 BAD_SAMPLE = [
     ("", "the following arguments are required: run"),
     ("nowhere", "there is no checkpoint here"),
@@ -174,6 +186,13 @@ def test_bad_flags_of_every_rung(workplace, flags, message):
 @pytest.mark.parametrize(("flags", "message"), BAD_GPT)
 def test_bad_flags_of_gpt(workplace, flags, message):
     check_error(workplace, gpt.main, ["--data=corpus.txt", "--out=new", "--device=cpu", *flags.split()], message)
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_GAT)
+def test_bad_flags_of_pyg_free_gat(workplace, flags, message):
+    check_error(
+        workplace, pyg_free_gat.main, ["--data=corpus.txt", "--out=new", "--device=cpu", *flags.split()], message
+    )
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD_SAMPLE)

@@ -1,0 +1,381 @@
+"""Graph attention: equality with PyTorch Geometric, what the papers claim, and what a layer may never do."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import build
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gpt
+import pyg_free_gat
+from pyg_free_gat import GAT, LAYERS, GATv2, GATv2Scores, adjacency_of, gatv2_scores_by_hand
+
+GRAPHS = ["causal", "window:5", "dilated:3"]
+
+
+def causal(T):
+    return adjacency_of("causal", torch.arange(T))
+
+
+def random_graphs(kind, B, T):
+    """A graph for each of B sequences: (B, T, T) bool."""
+    if kind == "causal":
+        return causal(T).expand(B, T, T)
+    return torch.rand(B, T, T) < {"random": 0.5, "sparse": 0.05, "empty": 0.0}[kind]
+
+
+def edge_index(adjacency):
+    """PyTorch Geometric's (2, E) list of edges j -> i of B graphs (B, T, T) side by side."""
+    B, T, _ = adjacency.shape
+    b, i, j = adjacency.nonzero().T
+    return torch.stack((b * T + j, b * T + i))
+
+
+def assert_equal_with_gradients(ours, theirs, x, adjacency, names=None):
+    """Both modules on x (B, T, C) in float64: outputs to 1e-12, gradients of x and of each parameter to 1e-11."""
+    B, T, _ = x.shape
+    xs = [x.clone().requires_grad_() for _ in range(2)]
+    out = ours(xs[0], adjacency)
+    expected = theirs(xs[1].flatten(0, 1), edge_index(adjacency)).unflatten(0, (B, T))
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    weights = torch.randn_like(out)
+    for y in (out, expected):
+        (y * weights).sum().backward()
+    torch.testing.assert_close(xs[0].grad, xs[1].grad, atol=1e-11, rtol=0)
+    for name, parameter in ours.named_parameters():
+        grad = theirs.get_parameter((names or {}).get(name, name)).grad
+        torch.testing.assert_close(parameter.grad, grad, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("graph", ["causal", "random", "sparse", "empty"])
+@pytest.mark.parametrize("layer", ["gat", "gatv2", "gatv2 share_weights"])
+def test_gat_and_gatv2_equal_pytorch_geometric(layer, graph):
+    pyg = pytest.importorskip("torch_geometric.nn")
+    torch.manual_seed(0)
+    layer, *shared = layer.split()
+    for concat, bias, loops, heads, T in itertools.product(
+        (True, False), (True, False), (True, False), (1, 3), (1, 37)
+    ):
+        options = {"heads": heads, "concat": concat, "bias": bias, **dict.fromkeys(shared, True)}
+        theirs = {"gat": pyg.GATConv, "gatv2": pyg.GATv2Conv}[layer](10, 4, add_self_loops=loops, **options).double()
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter)
+        ours = LAYERS[layer](10, 4, **options).double()
+        ours.load_state_dict(theirs.state_dict())  # unchanged, names and shapes
+        adjacency = random_graphs(graph, 2, T)
+        if loops:  # PyTorch Geometric removes those that are there and adds one to each node
+            adjacency = adjacency | torch.eye(T, dtype=torch.bool)
+        assert_equal_with_gradients(ours, theirs, torch.randn(2, T, 10, dtype=torch.float64), adjacency)
+
+
+def test_the_other_repositorys_list_of_edges_is_the_causal_mask():
+    pyg = pytest.importorskip("torch_geometric.nn")
+    torch.manual_seed(0)
+    T = 9
+    edges = torch.tensor([[i, j] for i in range(T) for j in range(i, T)]).T  # as it lists them, each i to the later j
+    theirs, x = pyg.GATv2Conv(6, 2, heads=3, add_self_loops=False), torch.randn(T, 6)
+    ours = GATv2(6, 2, heads=3)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x[None], torch.ones(T, T).tril().bool())[0], theirs(x, edges))
+
+
+@pytest.mark.parametrize("graph", ["causal", "random", "sparse", "empty"])
+@pytest.mark.parametrize("layer", ["mean", "max"])
+def test_mean_and_max_equal_graphsage(layer, graph):
+    pyg = pytest.importorskip("torch_geometric.nn")
+    torch.manual_seed(0)
+    theirs = pyg.SAGEConv(10, 12, aggr=layer, root_weight=False).double()
+    ours = LAYERS[layer](10, 4, heads=3).double()
+    names = {"lin.weight": "lin_l.weight", "lin.bias": "lin_l.bias"}
+    ours.load_state_dict({name: theirs.state_dict()[other] for name, other in names.items()})
+    x = torch.randn(3, 21, 10, dtype=torch.float64)
+    assert_equal_with_gradients(ours, theirs, x, random_graphs(graph, 3, 21), names)
+
+
+@pytest.mark.parametrize("graph", ["causal", "random", "sparse", "empty"])
+def test_dot_product_equals_masked_softmax(graph):
+    torch.manual_seed(0)
+    layer, x = LAYERS["dot"](10, 4, heads=3), torch.randn(2, 21, 10)
+    adjacency = random_graphs(graph, 2, 21)
+    q, k, v = (f(x).view(2, 21, 3, 4).transpose(1, 2) for f in (layer.query, layer.key, layer.value))
+    scores = (q @ k.mT / math.sqrt(4)).masked_fill(~adjacency[:, None], -math.inf)
+    expected = scores.softmax(-1).nan_to_num(0) @ v  # nothing read where there is no edge
+    torch.testing.assert_close(layer(x, adjacency), expected.transpose(1, 2).flatten(2))
+
+
+def test_with_the_dot_product_and_the_causal_graph_it_is_gpt():
+    torch.manual_seed(0)
+    theirs, ours = build("gpt").eval(), build("pyg_free_gat", layer="dot").eval()
+    renamed = {".query.": ".layer.query.", ".key.": ".layer.key.", ".value.": ".layer.value."}
+    state = theirs.state_dict()
+    for old, new in renamed.items():
+        state = {name.replace(old, new): value for name, value in state.items()}
+    ours.load_state_dict(state)
+    ids = torch.randint(65, (3, 16))
+    torch.testing.assert_close(ours(ids), theirs(ids))
+
+
+@pytest.mark.parametrize("T", [1, 16, 19, 40])
+@pytest.mark.parametrize("graph", ["causal", "random", "sparse", "empty"])
+def test_gatv2_scores_in_pieces_equal_the_line_by_hand(graph, T):
+    torch.manual_seed(0)
+    B, H, D = 3, 2, 5
+    adjacency = random_graphs(graph, B, T)
+    src, dst = torch.randn(2, B, T, H, D, dtype=torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (src, dst, torch.randn(H, D, dtype=torch.float64))]
+    edges = adjacency[:, None]  # a score without an edge may be anything
+    ours = GATv2Scores.apply(*inputs, adjacency, 0.2) * edges
+    theirs = gatv2_scores_by_hand(*inputs, 0.2) * edges
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    grad = torch.randn_like(ours)
+    both = (torch.autograd.grad(scores, inputs, grad) for scores in (ours, theirs))
+    for ours_grad, theirs_grad in zip(*both):
+        torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradients_are_those_of_finite_differences(layer):
+    torch.manual_seed(0)
+    module = LAYERS[layer](4, 3, heads=2).double()
+    x = torch.randn(2, 18, 4, dtype=torch.float64, requires_grad=True)
+    adjacency = random_graphs("random", 2, 18)
+    assert torch.autograd.gradcheck(lambda x, *_: module(x, adjacency), (x, *module.parameters()))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_compiled_layers_compute_the_same(layer):
+    torch.manual_seed(0)
+    module, adjacency = LAYERS[layer](12, 4, heads=3), causal(20)
+    compiled = torch.compile(module, backend="aot_eager")  # traced as for a compiler, without needing one
+    grads = []
+    for f in (module, compiled):
+        module.zero_grad()
+        x = torch.randn(2, 20, 12, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        f(x, adjacency).square().sum().backward()
+        grads.append([x.grad, *(parameter.grad for parameter in module.parameters())])
+    for eager, traced in zip(*grads):
+        torch.testing.assert_close(traced, eager)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest number of elements of any tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_layer_has_a_tensor_over_pairs_and_channels(layer):
+    B, T, H, D = 2, 256, 4, 64
+    module = LAYERS[layer](H * D, D, heads=H)
+    with Largest() as largest:
+        module(torch.randn(B, T, H * D, requires_grad=True), causal(T)).sum().backward()
+    assert largest.numel <= 2**20 < B * T * T * H * D / 30
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_token_depends_on_what_the_graph_lets_reach_it(layer, graph):
+    """On those from which a path of at most n_layer edges leads to it, and with the maximum on none but those."""
+    torch.manual_seed(0)
+    T, n_layer = 16, 2
+    model = build("pyg_free_gat", layer=layer, graph=graph, n_layer=n_layer).eval().double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    adjacency = adjacency_of(graph, torch.arange(T)).double()
+    reaches = torch.linalg.matrix_power(adjacency, n_layer) > 0
+    ids = torch.randint(65, (1, T))
+    changed = ids.repeat(T, 1)
+    changed[range(T), range(T)] = (changed[range(T), range(T)] + 1) % 65  # in the j-th copy, token j
+    with torch.inference_mode():
+        depends = (model(changed) != model(ids)).any(dim=-1).T  # (T, T), [i, j]
+    if layer == "max":
+        assert not (depends & ~reaches).any() and depends.diagonal().all()
+    else:
+        assert torch.equal(depends, reaches)
+
+
+def test_graphs():
+    positions = torch.arange(9)
+    eye = torch.eye(9, dtype=torch.bool)
+    assert torch.equal(adjacency_of("causal", positions), torch.ones(9, 9).tril().bool())
+    assert torch.equal(adjacency_of("window:1", positions), eye)
+    assert torch.equal(adjacency_of("window:9", positions), adjacency_of("causal", positions))
+    assert torch.equal(adjacency_of("dilated:1", positions), adjacency_of("causal", positions))
+    assert adjacency_of("window:3", positions)[7].nonzero().flatten().tolist() == [5, 6, 7]
+    assert adjacency_of("dilated:3", positions)[7].nonzero().flatten().tolist() == [1, 4, 7]
+    for graph in GRAPHS:
+        assert adjacency_of(graph, positions).diagonal().all()
+
+
+@pytest.mark.parametrize("layer", ["gat", "gatv2"])
+def test_zero_attention_vectors_give_the_mean_of_the_prefix(layer):
+    torch.manual_seed(0)
+    module, x = LAYERS[layer](10, 4, heads=3), torch.randn(2, 12, 10)
+    for name, parameter in module.named_parameters():
+        if name.startswith("att"):
+            nn.init.zeros_(parameter)
+    values = (module.lin if layer == "gat" else module.lin_l)(x)
+    expected = values.cumsum(dim=1) / torch.arange(1, 13)[:, None] + module.bias
+    torch.testing.assert_close(module(x, causal(12)), expected)
+
+
+def attention_weights(module, x, adjacency):
+    """The (B, H, T, T) weights with which a GAT or GATv2 reads, from the scores on their way to the softmax."""
+    weights = []
+    aggregate = module.aggregate
+    module.aggregate = lambda scores, *rest: weights.append(scores.softmax(-1)) or aggregate(scores, *rest)
+    module(x, adjacency)
+    return weights[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_attention_of_gat_is_static_and_that_of_gatv2_is_not(seed):
+    """Theorems 1 and 2 of arXiv:2105.14491: GAT ranks the keys alike for every query, GATv2 need not."""
+    torch.manual_seed(seed)
+    x, T = torch.randn(2, 30, 8, dtype=torch.float64), 30
+    gat, gatv2 = GAT(8, 16, heads=2).double(), GATv2(8, 16, heads=2).double()
+    ranks = [attention_weights(f, x, torch.ones(T, T, dtype=torch.bool)).argsort(dim=-1) for f in (gat, gatv2)]
+    assert (ranks[0] == ranks[0][:, :, :1]).all()
+    assert not (ranks[1] == ranks[1][:, :, :1]).all()
+    favourite = attention_weights(gat, x, causal(T)).argmax(dim=-1)  # (B, H, T)
+    source = (gat.lin(x).unflatten(-1, (2, 16)) * gat.att_src).sum(-1).transpose(1, 2)  # (B, H, T)
+    assert torch.equal(favourite, source.cummax(dim=-1).indices)
+
+
+class Lookup(nn.Module):
+    """One graph attention layer between K tokens that each hold a key and a value, and K that each ask for a key."""
+
+    def __init__(self, layer, K, width=64):
+        super().__init__()
+        self.key, self.value = nn.Embedding(K, width), nn.Embedding(K, width)
+        self.layer, self.head = layer(width, width), nn.Linear(width, K)
+
+    def forward(self, values):
+        B, K = values.shape
+        holders = self.key.weight + self.value(values)  # (B, K, C)
+        x = torch.cat((holders, self.key.weight.expand(B, -1, -1)), dim=1)  # (B, 2 K, C)
+        adjacency = torch.zeros(2 * K, 2 * K, dtype=torch.bool)
+        adjacency[K:, :K] = True  # who asks reads every holder
+        return self.head(self.layer(x, adjacency)[:, K:])  # (B, K, K)
+
+
+def lookup_accuracy(layer, steps, K=10):
+    torch.manual_seed(0)
+    model = Lookup(layer, K)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        values = torch.rand(32, K).argsort(dim=-1)  # (B, K), a dictionary each
+        optimizer.zero_grad()
+        F.cross_entropy(model(values).flatten(0, 1), values.flatten()).backward()
+        optimizer.step()
+    values = torch.rand(500, K).argsort(dim=-1)
+    with torch.inference_mode():
+        return (model(values).argmax(dim=-1) == values).double().mean().item()
+
+
+def test_one_gatv2_head_looks_up_a_dictionary_and_one_gat_head_cannot():
+    """Section 4.1 of arXiv:2105.14491 in its smallest form: chance is 10%."""
+    assert lookup_accuracy(GATv2, steps=100) == 1.0
+    assert lookup_accuracy(GAT, steps=1500) < 0.2
+
+
+def test_layers_start_as_those_of_pytorch_geometric_and_gpt2s_initialisation_leaves_them():
+    pyg = pytest.importorskip("torch_geometric.nn")
+    torch.manual_seed(0)
+    C, H = 192, 4
+    for layer, conv in (("gat", pyg.GATConv), ("gatv2", pyg.GATv2Conv)):
+        model = build("pyg_free_gat", layer=layer, n_embd=C, n_head=H)
+        theirs = dict(conv(C, C // H, heads=H).named_parameters())
+        for name, parameter in model.blocks[0].attention.layer.named_parameters():
+            if name == "bias":
+                assert not parameter.any()
+                continue
+            fan = sum(parameter.shape[-2:]) / 6 if parameter.ndim > 1 else C
+            for tensor in (parameter, theirs[name]):  # uniform: its largest is close to the bound
+                assert 0.9 / math.sqrt(fan) < tensor.abs().max() <= 1 / math.sqrt(fan)
+        assert model.blocks[0].attention.projection.weight.std() < 0.02
+
+
+def test_dropout_is_on_the_weights_after_the_softmax():
+    torch.manual_seed(0)
+    module, x = GATv2(6, 5, heads=1, dropout=0.25, bias=False), torch.eye(6)[None]
+    nn.init.zeros_(module.att)
+    nn.init.zeros_(module.lin_r.weight)
+    module.lin_l.weight.data = torch.eye(5, 6)  # so that the output shows the weights of the first five tokens
+    out = torch.cat([module(x, causal(6)) for _ in range(500)])  # (500, 6, 5)
+    kept = out > 0
+    i = torch.arange(1.0, 7)[:, None]
+    torch.testing.assert_close(out, kept / (0.75 * i))  # 1 / i each, scaled up where kept
+    assert kept[:, causal(6)[:, :5]].float().mean() == pytest.approx(0.75, abs=0.02)
+    assert not module.eval()(x, causal(6)).eq(0)[:, causal(6)[:, :5]].any()
+
+
+def test_a_layer_of_ones_own(train, monkeypatch):
+    class Previous(nn.Module):
+        """Reads the latest other token that the graph shows, whatever it is."""
+
+        def __init__(self, in_channels, out_channels, heads, dropout):
+            super().__init__()
+            self.lin = nn.Linear(in_channels, heads * out_channels)
+
+        def forward(self, x, adjacency):
+            latest = adjacency.tril(-1) & ~adjacency.tril(-1).roll(-1, dims=1).tril(-1)
+            return self.lin(latest.to(x.dtype) @ x)
+
+    monkeypatch.setitem(LAYERS, "previous", Previous)
+    state = train("pyg_free_gat", layer="previous", graph="window:2", max_iters=2)
+    assert state["config"]["layer"] == "previous" and state["step"] == 2
+    assert "blocks.0.attention.layer.lin.weight" in state["model"]
+
+
+def test_gat_version_is_another_name_for_the_layer(train):
+    for version, layer in (("GATConv", "gat"), ("GATv2Conv", "gatv2")):
+        state = train("pyg_free_gat", gat_version=version, out=version)
+        assert state["config"]["layer"] == layer
+
+
+def test_without_out_proj_the_heads_are_added_to_the_stream_as_they_are():
+    names = dict(build("pyg_free_gat", out_proj=False).named_parameters())
+    assert not any("projection" in name for name in names)
+    torch.manual_seed(0)
+    model = build("pyg_free_gat", out_proj=False).eval()
+    x, attention = torch.randn(2, 16, 16), model.blocks[0].attention
+    assert torch.equal(attention(x, causal(16)), attention.layer(x, causal(16)))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_parameter_of_every_layer_has_one_optimizer(layer):
+    model = build("pyg_free_gat", layer=layer)
+    optimizers = pyg_free_gat.make_optimizers(pyg_free_gat.Config(layer=layer), model)
+    held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(held) == len(set(held)) and set(held) == set(model.parameters())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_bfloat16_computes_the_same_loss_to_its_precision(layer):
+    torch.manual_seed(0)
+    ids = torch.randint(65, (4, 17))
+    model = build("pyg_free_gat", layer=layer, dropout=0.0)
+    losses = []
+    for model.config.dtype in ("float32", "bfloat16"):
+        loss = pyg_free_gat.loss_of(model, ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_the_diff_is_about_attention():
+    """Training is that of gpt.py, to the value: nothing else could explain a difference between their losses."""
+    ours, theirs = pyg_free_gat.Config(), gpt.Config()
+    assert {name: getattr(ours, name) for name in theirs.__dataclass_fields__} == vars(theirs)
