@@ -2,8 +2,8 @@
 
 New against rung 4: attention is message passing on a graph, and the causal mask is its adjacency matrix: token i reads
 from token j where `adjacency[i, j]`. What it reads is up to a layer, any module called with x and the adjacency: GAT,
-GATv2, GPT's dot product, the neighbours' mean or maximum, or one of yours. GAT and GATv2 are dense and masked; they
-have the parameters of PyTorch Geometric's and compute the same, without a list of edges.
+GATv2, GPT's dot product, the neighbours' mean or maximum, or one of yours. GAT and GATv2 are dense and masked; the
+weights of PyTorch Geometric's GATConv and GATv2Conv load into them, and what they compute is the same.
 
 Papers: Velickovic et al., "Graph Attention Networks" (arXiv:1710.10903): GAT; Brody, Alon and Yahav, "How Attentive
 are Graph Attention Networks?" (arXiv:2105.14491): GATv2.
@@ -41,7 +41,7 @@ class Config(Flags):
     dtype: str = option("auto", "of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile, which takes a while at the start")
     layer: str = option("gatv2", "gat, gatv2, dot, mean, max, or what you have added to LAYERS")
-    graph: str = option("causal", "causal, window:K (of those the last K) or dilated:K (of those every K-th back)")
+    graph: str = option("causal", "causal; window:K: itself and K - 1 before; dilated:K: itself and each K-th before")
     out_proj: bool = option(True, "a linear map of what the heads have read, as in gpt.py")
     gat_version: str = option("", "sets --layer to gat or gatv2", choices=("", "GATConv", "GATv2Conv"))
 
@@ -70,7 +70,7 @@ def adjacency_of(graph, positions):
 
 
 def log_adjacency(adjacency, dtype):
-    """0 at an edge, elsewhere not -inf but nearly, since a row may have no edge: (1, T, T), or (B, 1, T, T)."""
+    """0 at an edge, else the lowest number, as -inf would make a row without edges NaN: (1, T, T) or (B, 1, T, T)."""
     return torch.zeros_like(adjacency, dtype=dtype).masked_fill(~adjacency, torch.finfo(dtype).min).unsqueeze(-3)
 
 
@@ -80,14 +80,15 @@ class GraphAttention(nn.Module):
     Out comes (B, T, heads * out_channels), or with concat=False the mean over the heads, (B, T, out_channels).
     """
 
-    def __init__(self, in_channels, out_channels, heads=1, concat=True, dropout=0.0, bias=True, slope=0.2):
+    def __init__(self, in_channels, out_channels, heads=1, concat=True, dropout=0.0, bias=True, negative_slope=0.2):
         super().__init__()
-        self.heads, self.concat, self.dropout, self.slope = heads, concat, dropout, slope
+        self.heads, self.concat, self.dropout, self.negative_slope = heads, concat, dropout, negative_slope
         self.bias = nn.Parameter(torch.zeros(heads * out_channels if concat else out_channels)) if bias else None
 
     def aggregate(self, scores, values, adjacency):
         """What each token reads: scores (B, H, T, T) become weights of the values (B, T, H, D)."""
-        weights = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)  # (B, H, T, T)
+        weights = (scores + log_adjacency(adjacency, scores.dtype)).softmax(dim=-1)  # (B, H, T, T)
+        weights = F.dropout(weights, self.dropout, self.training)
         read = (weights @ values.transpose(1, 2)).transpose(1, 2)  # (B, T, H, D)
         read = read.flatten(2) if self.concat else read.mean(dim=2)
         read = read * adjacency.any(dim=-1, keepdim=True).to(read.dtype)  # a token without edges reads 0
@@ -95,7 +96,7 @@ class GraphAttention(nn.Module):
 
 
 class GAT(GraphAttention):
-    """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j), values h_j, of h = W x: all i rank the j alike. PyG's GATConv."""
+    """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j), h = W x, values h_j: static, every i ranks the j alike. GATConv."""
 
     def __init__(self, in_channels, out_channels, heads=1, **options):
         super().__init__(in_channels, out_channels, heads, **options)
@@ -109,12 +110,11 @@ class GAT(GraphAttention):
         h = self.lin(x).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
         src, dst = ((h * att).sum(dim=-1).transpose(1, 2) for att in (self.att_src, self.att_dst))  # (B, H, T) each
         scores = src[:, :, None, :] + dst[:, :, :, None]  # (B, H, T, T)
-        scores += log_adjacency(adjacency, scores.dtype)  # LeakyReLU leaves it what it is, and in place costs no memory
-        return self.aggregate(F.leaky_relu_(scores, self.slope), h, adjacency)
+        return self.aggregate(F.leaky_relu_(scores, self.negative_slope), h, adjacency)
 
 
 class GATv2(GraphAttention):
-    """e_ij = a . LeakyReLU(W_r x_i + W_l x_j), values W_l x_j: each i has its own ranking of the j. PyG's GATv2Conv."""
+    """e_ij = a . LeakyReLU(W_r x_i + W_l x_j), values W_l x_j: dynamic, each i has a ranking of its own. GATv2Conv."""
 
     def __init__(self, in_channels, out_channels, heads=1, bias=True, share_weights=False, **options):
         super().__init__(in_channels, out_channels, heads, bias=bias, **options)
@@ -127,8 +127,9 @@ class GATv2(GraphAttention):
     def forward(self, x, adjacency):
         linears = (self.lin_l, self.lin_r)
         src, dst = (f(x).to(self.att.dtype).unflatten(-1, (self.heads, -1)) for f in linears)  # (B, T, H, D) each
-        scores = GATv2Scores.apply(src, dst, self.att[0], adjacency, self.slope)  # (B, H, T, T)
-        return self.aggregate(scores + log_adjacency(adjacency, scores.dtype), src, adjacency)
+        with torch.autocast(x.device.type, enabled=False):  # scores are small differences of large numbers
+            scores = GATv2Scores.apply(src, dst, self.att[0], adjacency, self.negative_slope)  # (B, H, T, T)
+        return self.aggregate(scores, src, adjacency)
 
 
 def gatv2_scores_by_hand(src, dst, att, slope):
@@ -140,25 +141,26 @@ def gatv2_scores_by_hand(src, dst, att, slope):
 
 
 class GATv2Scores(torch.autograd.Function):
-    """The same in pieces that fit a cache, of those pairs alone that may be edges.
+    """The same, a block of pairs at a time. Scores of pairs that are no edges are not computed: mask them.
 
     Of z_ij = src_j + dst_i, with max(z_ij, 0) = max(src_j, -dst_i) + dst_i and s the slope,
         a . LeakyReLU(z_ij) = s a . src_j + a . dst_i + (1 - s) a . max(src_j, -dst_i)
-    has one term about pairs, in two passes. Backward sums G_ij = dL/de_ij LeakyReLU'(z_ij) over i and over j, and has
-    the gradient of a from these sums: LeakyReLU(z) = LeakyReLU'(z) z (Euler), so that it is sum G_ij (src_j + dst_i).
+    leaves one term over pairs, in two passes: the maximum, its product with a. Backward sums G_ij = dL/de_ij
+    LeakyReLU'(z_ij) over i and over j, and has the gradient of a from these sums, sum of G_ij (src_j + dst_i), since
+    LeakyReLU(z) = LeakyReLU'(z) z (Euler's identity: it is positively homogeneous).
     """
 
     @staticmethod
     def pieces(src, adjacency):
-        """Yields slices of B, a head, slices of i and of j: all edges, with about a million numbers of z on a CPU."""
+        """Yields slices of B, a head, slices of i and of j: all edges, z of at most 1M numbers or one sequence."""
         B, T, H, D = src.shape
         room = 2**20 if src.device.type == "cpu" else 2**25
-        edges = adjacency.reshape(-1, T, T).any(dim=0)
+        edges = adjacency.reshape(-1, T, T).any(dim=0).cpu()
         for i in (slice(start, start + 16) for start in range(0, T, 16)):
             keys = edges[i].any(dim=0).nonzero().flatten().tolist()
             if keys:
                 j = slice(keys[0], keys[-1] + 1)
-                size = max(1, room // (16 * len(range(T)[j]) * D))
+                size = max(1, room // (16 * (j.stop - j.start) * D))
                 yield from ((slice(b, b + size), h, i, j) for b in range(0, B, size) for h in range(H))
 
     @staticmethod
@@ -171,16 +173,17 @@ class GATv2Scores(torch.autograd.Function):
         scores = slope * a_src[:, :, None, :] + a_dst[:, :, :, None]  # (B, H, T, T)
         minus_dst, z = -dst, src.new_empty(0)
         for b, h, i, j in GATv2Scores.pieces(src, adjacency):
-            z = torch.maximum(src[b, None, j, h], minus_dst[b, i, None, h], out=z.resize_(0))  # where the last one was
+            z = torch.maximum(src[b, None, j, h], minus_dst[b, i, None, h], out=z.resize_(0))  # in its old memory
             scores[b, h, i, j].add_(z @ att[h], alpha=1 - slope)
         return scores
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         src, dst, att, adjacency = ctx.saved_tensors
         if torch.compiler.is_compiling():
             i, j, g = dst[:, :, None], src[:, None], grad.permute(0, 2, 3, 1)[..., None]
-            # z in two spellings, since the compiler stores what two sums have in common
+            # z in two spellings, since what two sums share the compiler would store
             grad_src = torch.where(i + j > 0, g, ctx.slope * g).sum(dim=1)  # (B, T, H, D)
             grad_dst = torch.where(j + i > 0, g, ctx.slope * g).sum(dim=2)  # (B, T, H, D)
         else:
@@ -197,9 +200,9 @@ class GATv2Scores(torch.autograd.Function):
 class DotProduct(nn.Module):
     """e_ij = q_i . k_j / sqrt(D), values v_j: the attention of gpt.py, with the weights it starts from."""
 
-    def __init__(self, in_channels, out_channels, heads=1, dropout=0.0):
+    def __init__(self, in_channels, out_channels, heads=1):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         self.query, self.key, self.value = (nn.Linear(in_channels, heads * out_channels) for _ in range(3))
         for linear in (self.query, self.key, self.value):
             nn.init.normal_(linear.weight, std=0.02)
@@ -207,15 +210,14 @@ class DotProduct(nn.Module):
 
     def forward(self, x, adjacency):
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        dropout = self.dropout if self.training else 0.0
-        read = F.scaled_dot_product_attention(q, k, v, adjacency.unsqueeze(-3), dropout)  # (B, H, T, D)
-        return read.transpose(1, 2).flatten(2)
+        mask = adjacency if adjacency.ndim == 2 else adjacency[:, None]  # 2 or 4 dimensions, for the fused kernel
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 class Mean(nn.Module):
-    """W times the mean of the x_j, whoever they are: GraphSAGE's (arXiv:1706.02216), and nearly GCN."""
+    """W mean_j x_j + b, whoever the j are: GraphSAGE's aggregator like GCN's (arXiv:1706.02216)."""
 
-    def __init__(self, in_channels, out_channels, heads=1, dropout=0.0):
+    def __init__(self, in_channels, out_channels, heads=1):
         super().__init__()
         self.lin = nn.Linear(in_channels, heads * out_channels)
 
@@ -225,7 +227,7 @@ class Mean(nn.Module):
 
 
 class Max(Mean):
-    """W times the largest x_j, channel by channel: GraphSAGE's pooling."""
+    """W max_j x_j + b, channel by channel: PyG's SAGEConv(aggr="max", root_weight=False)."""
 
     def forward(self, x, adjacency):
         with torch.no_grad():  # which j it is, for one i at a time: never a (B, T, T, C) tensor
@@ -234,6 +236,7 @@ class Max(Mean):
         return self.lin(x.gather(-2, j) * adjacency.any(dim=-1, keepdim=True).to(x.dtype))
 
 
+# Built as layer(in_channels, out_channels, heads=H); layer(x, adjacency) is then (B, T, H * out_channels).
 LAYERS = {"gat": GAT, "gatv2": GATv2, "dot": DotProduct, "mean": Mean, "max": Max}
 
 
@@ -242,8 +245,7 @@ class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        D = config.n_embd // config.n_head
-        self.layer = LAYERS[config.layer](config.n_embd, D, heads=config.n_head, dropout=config.dropout)
+        self.layer = LAYERS[config.layer](config.n_embd, config.n_embd // config.n_head, heads=config.n_head)
         self.projection = nn.Linear(config.n_embd, config.n_embd) if config.out_proj else nn.Identity()
 
     def forward(self, x, adjacency):
@@ -288,8 +290,8 @@ class GPT(nn.Module):
         """GPT-2's: biases 0, weights N(0, 0.02), but 1 / sqrt(2 n_layer) of that where they add to the stream."""
         for name, parameter in self.named_parameters():
             if ".layer." in name:
-                continue  # it keeps its own: PyTorch Geometric's linear maps are not GPT-2's, nor is their scale
-            elif name.endswith("bias"):
+                continue  # it keeps its own, as PyTorch Geometric's layers do: their linear maps are no nn.Linear
+            if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 2:
                 adds = name.endswith(("projection.weight", "feed_forward.2.weight"))

@@ -2,9 +2,10 @@
 
 python results/bench.py --only gat      # graph attention against the dot product and PyTorch Geometric
 
-The sides take turns, a round each at a time, so that whatever else slows the machine slows all of them. The table
-shows medians and ranges over the rounds, and by how many times the first row's median is exceeded. Memory is the peak
-of one call in a process of its own, over what it held before (a CPU's: on Linux). --csv FILE keeps every single time.
+In each round every side is called once, in a new order, so that whatever else slows the machine slows all of them. The
+table shows the median and the range over the rounds, and the ratio to the first row's median. Memory is the peak of one
+more call, in a process of its own, over what that held before the call (for a CPU: on Linux alone); so weights and the
+optimizer's state are not in it. --csv FILE keeps every single time.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -31,66 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where Python, ru
 import gpt
 import pyg_free_gat
 from data import UserError, choose_device
-from pyg_free_gat import GAT, LAYERS, GATv2, adjacency_of, gatv2_scores_by_hand, log_adjacency
+from pyg_free_gat import GAT, LAYERS, GATv2, adjacency_of, gatv2_scores_by_hand
 from results.cli import Parser, run_main
 
-# ---------------------------------------------------------------- PyTorch Geometric's layers behind our protocol
-
-
-class PyG(nn.Module):
-    """A layer of PyTorch Geometric over the list of edges of B graphs side by side: a layer like those of LAYERS."""
-
-    def __init__(self, conv, in_channels, out_channels, heads, dropout=0.0):
-        super().__init__()
-        from torch_geometric import nn as geometric
-
-        self.conv = getattr(geometric, conv)(in_channels, out_channels, heads, add_self_loops=False, dropout=dropout)
-
-    def forward(self, x, adjacency):
-        B, T, _ = x.shape
-        if getattr(self, "edges", None) is None:  # built once: listing them is no part of the layer
-            i, j = adjacency.nonzero().T
-            starts = T * torch.arange(B, device=x.device)[:, None]
-            self.edges = torch.stack(((starts + j).flatten(), (starts + i).flatten()))
-        return self.conv(x.flatten(0, 1), self.edges).unflatten(0, (B, T))
-
-
-def pyg(conv):
-    return lambda *args, **options: PyG(conv, *args, **options)
-
-
-class GATv2ByHand(GATv2):
-    """GATv2 with its scores from the line by hand, and autograd's way back through it."""
-
-    def forward(self, x, adjacency):
-        src, dst = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.lin_l, self.lin_r))
-        scores = gatv2_scores_by_hand(src, dst, self.att[0], self.slope)
-        return self.aggregate(scores + log_adjacency(adjacency, scores.dtype), src, adjacency)
-
-
-# ---------------------------------------------------------------- What is measured
-
-
-def core(build, compile=False):
-    """A call that runs a layer forward and backward, but for its linear maps, which are the identity."""
-
-    def case(device, quick):
-        B, T, H, D = (2, 16, 2, 8) if quick else (64, 128, 6, 64)
-        layer = build(H * D, D, heads=H).to(device)
-        for name, _ in [*layer.named_modules()]:
-            if name.split(".")[-1] in ("lin", "lin_l", "lin_r", "query", "key", "value"):
-                layer.set_submodule(name, nn.Identity())
-        layer = torch.compile(layer) if compile else layer
-        x, weights = torch.randn(2, B, T, H * D, device=device)
-        x.requires_grad_()
-        adjacency = adjacency_of("causal", torch.arange(T, device=device))
-        return lambda: layer(x, adjacency).backward(weights)
-
-    return case
+# ---------------------------------------------------------------- Graph attention
 
 
 class Fused(nn.Module):
-    """gpt.py's kernel alone, told that the graph is causal."""
+    """The attention of gpt.py but for its linear maps: the kernel is told that the graph is causal."""
 
     def __init__(self, in_channels, out_channels, heads):
         super().__init__()
@@ -101,8 +51,71 @@ class Fused(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
+class GATv2ByHand(GATv2):
+    """GATv2 with its scores from the line by hand, and autograd's way back through it."""
+
+    def forward(self, x, adjacency):
+        src, dst = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.lin_l, self.lin_r))
+        return self.aggregate(gatv2_scores_by_hand(src, dst, self.att[0], self.negative_slope), src, adjacency)
+
+
+class PyG(nn.Module):
+    """A layer of PyTorch Geometric behind the protocol of LAYERS: over a list of edges of B graphs side by side."""
+
+    conv = "GATConv"
+
+    def __init__(self, in_channels, out_channels, heads):
+        super().__init__()
+        from torch_geometric import nn as geometric
+
+        options = {} if self.conv.startswith("Dense") else {"add_self_loops": False}
+        self.conv = getattr(geometric, self.conv)(in_channels, out_channels, heads, **options)
+        self.edges = None
+
+    def forward(self, x, adjacency):
+        B, T, _ = x.shape
+        if self.edges is None:  # listed once, since that is no part of the layer
+            i, j = adjacency.nonzero().T
+            starts = T * torch.arange(B, device=x.device)[:, None]
+            self.edges = torch.stack(((starts + j).flatten(), (starts + i).flatten()))
+        return self.conv(x.flatten(0, 1), self.edges).unflatten(0, (B, T))
+
+
+class PyGv2(PyG):
+    conv = "GATv2Conv"
+
+
+class PyGDense(PyG):
+    conv = "DenseGATConv"
+
+    def forward(self, x, adjacency):
+        return self.conv(x, adjacency, add_loop=False)
+
+
+def core(build, compile=False):
+    """A case: a layer forward and backward, with the identity in place of its linear maps."""
+
+    def case(device, quick):
+        B, T, H, D = (2, 16, 2, 8) if quick else (64, 128, 6, 64)
+        layer = build(H * D, D, heads=H).to(device)
+        for name, _ in [*layer.named_modules()]:
+            if name.split(".")[-1] in ("lin", "lin_l", "lin_r"):
+                layer.set_submodule(name, nn.Identity())
+        layer = torch.compile(layer) if compile else layer
+        x, weights = torch.randn(2, B, T, H * D, device=device)
+        adjacency = adjacency_of("causal", torch.arange(T, device=device))
+
+        def call():
+            layer.zero_grad()
+            layer(x.detach().requires_grad_(), adjacency).backward(weights)
+
+        return call
+
+    return case
+
+
 def training_step(rung, layer=None, compile=False):
-    """A call that runs a whole training step of a GPT of 6 layers, C = 384, T = 128, B = 16, dropout 0.2, AdamW."""
+    """A case: a whole step of training of a GPT."""
 
     def case(device, quick):
         sizes = dict(n_layer=6, n_head=6, n_embd=384, block_size=128, batch_size=16)
@@ -115,23 +128,23 @@ def training_step(rung, layer=None, compile=False):
         (optimizer,) = rung.make_optimizers(config, model)
         ids = torch.randint(65, (config.batch_size, config.block_size + 1), device=device)
 
-        def step():
+        def call():
             model.zero_grad()
             rung.loss_of(compiled, ids[:, :-1], ids[:, 1:]).backward()
             optimizer.step()
 
-        return step
+        return call
 
     return case
 
 
 def gat():
-    """The parts of the benchmark of graph attention: title, and name -> case."""
+    """Two tables: title -> name -> case."""
     cores = {
-        "dot product (fused kernel)": core(Fused),
+        "dot product, fused kernel": core(Fused),
         "GAT": core(GAT),
         "GATv2": core(GATv2),
-        "GATv2, --compile": core(GATv2, compile=True),
+        "GATv2, compiled": core(GATv2, compile=True),
         "GATv2 by hand": core(GATv2ByHand),
     }
     steps = {
@@ -142,12 +155,9 @@ def gat():
         "--layer gatv2 --compile": training_step(pyg_free_gat, "gatv2", compile=True),
     }
     if importlib.util.find_spec("torch_geometric"):
-        for conv in ("GATConv", "GATv2Conv"):
-            cores[f"PyG {conv}"] = core(pyg(conv))
-            LAYERS[conv] = pyg(conv)
-            steps[f"PyG {conv}"] = training_step(pyg_free_gat, conv)
-    else:
-        print("torch_geometric is not installed; pip install -r requirements-dev.txt brings it", file=sys.stderr)
+        cores |= {f"PyG {layer.conv}": core(layer) for layer in (PyGDense, PyG, PyGv2)}
+        LAYERS.update({layer.conv: layer for layer in (PyG, PyGv2)})
+        steps |= {f"PyG {layer.conv}": training_step(pyg_free_gat, layer.conv) for layer in (PyG, PyGv2)}
     return {
         "Attention without its linear maps, forward and backward: B=64 T=128 H=6 D=64, float32": cores,
         "A training step: 6 layers, C=384, T=128, B=16, dropout 0.2, AdamW, float32": steps,
@@ -160,18 +170,18 @@ SETS = {"gat": gat}
 
 
 def wait(device):
-    if torch.device(device).type != "cpu":
+    if device != "cpu":
         torch.get_device_module(device).synchronize()
 
 
 def resident(which):
-    """Bytes of memory that this process holds (VmRSS) or has held at most since it was last asked to forget (VmHWM)."""
+    """Bytes of memory that this process holds (VmRSS), or held at most since it was last asked to forget (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(which))
 
 
 def peak_of(which, title, name, device, quick, answer):
-    """Sends through the pipe `answer` the bytes that a call takes over what there was before it (a CPU's: on Linux)."""
+    """Sends through the pipe `answer` the bytes that a call takes over what there was before it."""
     call = SETS[which]()[title][name](device, quick)
     call()  # compiles, and sets up what the first call alone does
     gc.collect()
@@ -198,21 +208,30 @@ def memory_of(*case):
     try:
         return ours.recv()
     except EOFError:
-        return math.nan  # not measured on this system, or it died for want of memory
+        return math.nan  # not measured on this system, or it failed
     finally:
         process.join()
 
 
 def measure(cases, rounds, device, quick):
-    """The seconds of each call in each round, after one that is not counted: name -> list."""
-    calls = {name: case(device, quick) for name, case in cases.items()}
-    seconds = {name: [] for name in cases}
+    """The seconds of each call in each round, after two that are not counted: name -> list."""
+    torch.manual_seed(0)
+    calls = {}
+    for name, case in cases.items():
+        try:
+            calls[name] = case(device, quick)
+            calls[name]()
+        except Exception as error:  # no compiler, no memory: the others are measured all the same
+            calls.pop(name, None)
+            print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+    seconds = {name: [] for name in calls}
+    shuffle = random.Random(0).sample
     for number in range(rounds + 1):
-        for name, call in calls.items():
+        for name in shuffle(list(calls), len(calls)):
             gc.collect()
             wait(device)
             start = time.perf_counter()
-            call()
+            calls[name]()
             wait(device)
             if number:
                 seconds[name].append(time.perf_counter() - start)
@@ -231,17 +250,18 @@ def processor():
 def table(title, seconds, memory):
     """Lines of Markdown: medians and ranges in ms, ratios to the first row, peak memory in MB."""
     first = statistics.median(next(iter(seconds.values())))
-    yield from ("", title, "", "| | ms, median | range | ratio | memory, MB |", "|---|---|---|---|---|")
+    yield from ("", title, "", "| | ms | range | ratio | memory, MB |", "|---|---|---|---|---|")
     for name, times in seconds.items():
-        median, low, high = (1000 * f(times) for f in (statistics.median, min, max))
+        ms = [f"{1000 * f(times):,.{0 if f(times) > 0.1 else 2}f}" for f in (statistics.median, min, max)]
+        ratio = f"{statistics.median(times) / first:.2f}"
         size = "" if math.isnan(memory[name]) else f"{memory[name] / 1e6:,.0f}"
-        yield f"| {name} | {median:,.0f} | {low:,.0f} to {high:,.0f} | {median / 1000 / first:.2f} | {size} |"
+        yield f"| {name} | {ms[0]} | {ms[1]} to {ms[2]} | {ratio} | {size} |"
 
 
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SETS, help="one set of measurements instead of all")
-    parser.add_argument("--rounds", type=int, default=5, help="(5)")
+    parser.add_argument("--rounds", type=int, default=7, help="(7)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (cpu)")
     parser.add_argument("--csv", metavar="FILE", help="keeps every single time in FILE")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
@@ -252,19 +272,23 @@ def main(argv=None):
     if flags.csv and Path(flags.csv).exists():
         raise UserError(f"--csv {flags.csv}: is there already")
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
-    print(f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads; torch {torch.__version__};", end=" ")
-    print(f"Python {platform.python_version()}; {flags.rounds} rounds", flush=True)
-    rows = []
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    print(
+        f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}; {versions}; {flags.rounds} rounds", flush=True
+    )
+    if not importlib.util.find_spec("torch_geometric"):
+        print("torch_geometric is not here; pip install -r requirements-dev.txt brings it", file=sys.stderr)
+    rows = [("what", "side", "round", "seconds", "peak_bytes")]
     for which in [flags.only] if flags.only else SETS:
         for title, cases in SETS[which]().items():
             memory = {name: memory_of(which, title, name, device, flags.quick) for name in cases}
             seconds = measure(cases, flags.rounds, device, flags.quick)
-            print("\n".join(table(title, seconds, memory)), flush=True)
-            rows += [(title, name, n, t, memory[name]) for name in cases for n, t in enumerate(seconds[name], 1)]
+            shown = f"QUICK, with tiny sizes instead of: {title}" if flags.quick else title
+            print("\n".join(table(shown, seconds, memory)), flush=True)
+            rows += [(shown, name, n, t, memory[name]) for name in seconds for n, t in enumerate(seconds[name], 1)]
     if flags.csv:
         with open(flags.csv, "x", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("what", "side", "round", "seconds", "peak_bytes"), *rows])
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 if __name__ == "__main__":

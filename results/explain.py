@@ -20,7 +20,7 @@ def graph(path, text="ROME"):
     T = len(text)
     for i in range(T):
         for j in range(i):
-            arrow = dict(arrowstyle="-|>", color=BLUE, shrinkA=14, shrinkB=14, connectionstyle=f"arc3,rad={-0.35}")
+            arrow = dict(arrowstyle="-|>", color=BLUE, shrinkA=14, shrinkB=14, connectionstyle="arc3,rad=-0.35")
             tokens.annotate("", xy=(i, 0), xytext=(j, 0), arrowprops=arrow)
         arrow = dict(arrowstyle="-|>", color=BLUE, shrinkA=0, shrinkB=0, connectionstyle="arc3,rad=1.5")
         tokens.annotate("", xy=(i + 0.08, -0.12), xytext=(i - 0.08, -0.12), arrowprops=arrow)
@@ -29,10 +29,10 @@ def graph(path, text="ROME"):
         for j in range(T):
             matrix.add_patch(matrix_cell(i, j))
             matrix.text(j, i, int(j <= i), ha="center", va="center", color="white" if j <= i else "black")
-    tokens.set(xlim=(-0.4, T - 0.6), ylim=(-0.6, 0.8))
+    tokens.set(xlim=(-0.4, T - 0.6), ylim=(-0.6, 0.65))
     tokens.set_title("each token reads from itself and from all before it", fontsize=10)
     tokens.axis("off")
-    matrix.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), aspect="equal", xlabel="j is read", ylabel="i reads")
+    matrix.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), aspect="equal", xlabel="source j", ylabel="target i")
     matrix.set_xticks(range(T), text, family="monospace")
     matrix.set_yticks(range(T), text, family="monospace")
     matrix.xaxis.set_ticks_position("top")

@@ -72,11 +72,11 @@ def test_gat_and_gatv2_equal_pytorch_geometric(layer, graph):
         assert_equal_with_gradients(ours, theirs, torch.randn(2, T, 10, dtype=torch.float64), adjacency)
 
 
-def test_the_other_repositorys_list_of_edges_is_the_causal_mask():
+def test_gpt_pyg_attentions_list_of_edges_is_the_causal_mask():
     pyg = pytest.importorskip("torch_geometric.nn")
     torch.manual_seed(0)
     T = 9
-    edges = torch.tensor([[i, j] for i in range(T) for j in range(i, T)]).T  # as it lists them, each i to the later j
+    edges = torch.tensor([[i, j] for i in range(T) for j in range(i, T)]).T  # LucTuc/gpt-pyg-attention's
     theirs, x = pyg.GATv2Conv(6, 2, heads=3, add_self_loops=False), torch.randn(T, 6)
     ours = GATv2(6, 2, heads=3)
     ours.load_state_dict(theirs.state_dict())
@@ -96,45 +96,50 @@ def test_mean_and_max_equal_graphsage(layer, graph):
     assert_equal_with_gradients(ours, theirs, x, random_graphs(graph, 3, 21), names)
 
 
+@pytest.mark.parametrize("B", [2, 1])
 @pytest.mark.parametrize("graph", ["causal", "random", "sparse", "empty"])
-def test_dot_product_equals_masked_softmax(graph):
+def test_dot_product_equals_masked_softmax(graph, B):
     torch.manual_seed(0)
     layer, x = LAYERS["dot"](10, 4, heads=3), torch.randn(2, 21, 10)
-    adjacency = random_graphs(graph, 2, 21)
+    adjacency = random_graphs(graph, B, 21)
     q, k, v = (f(x).view(2, 21, 3, 4).transpose(1, 2) for f in (layer.query, layer.key, layer.value))
     scores = (q @ k.mT / math.sqrt(4)).masked_fill(~adjacency[:, None], -math.inf)
     expected = scores.softmax(-1).nan_to_num(0) @ v  # nothing read where there is no edge
-    torch.testing.assert_close(layer(x, adjacency), expected.transpose(1, 2).flatten(2))
+    out = layer(x, adjacency if B == 2 else adjacency[0])  # a graph each, or one for all
+    torch.testing.assert_close(out, expected.transpose(1, 2).flatten(2))
 
 
 def test_with_the_dot_product_and_the_causal_graph_it_is_gpt():
     torch.manual_seed(0)
-    theirs, ours = build("gpt").eval(), build("pyg_free_gat", layer="dot").eval()
+    theirs, ours = build("gpt"), build("pyg_free_gat", layer="dot")  # both drop out, and the same
     renamed = {".query.": ".layer.query.", ".key.": ".layer.key.", ".value.": ".layer.value."}
     state = theirs.state_dict()
     for old, new in renamed.items():
         state = {name.replace(old, new): value for name, value in state.items()}
     ours.load_state_dict(state)
-    ids = torch.randint(65, (3, 16))
-    torch.testing.assert_close(ours(ids), theirs(ids))
+    ids, logits = torch.randint(65, (3, 16)), []
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        logits.append(model(ids))
+    torch.testing.assert_close(*logits)
 
 
-@pytest.mark.parametrize("T", [1, 16, 19, 40])
+@pytest.mark.parametrize("T, D", [(1, 5), (16, 5), (19, 5), (40, 5), (40, 900)])  # the last: a piece for each sequence
 @pytest.mark.parametrize("graph", ["causal", "random", "sparse", "empty"])
-def test_gatv2_scores_in_pieces_equal_the_line_by_hand(graph, T):
+def test_gatv2_scores_in_pieces_equal_the_line_by_hand(graph, T, D):
     torch.manual_seed(0)
-    B, H, D = 3, 2, 5
+    B, H = 3, 2
     adjacency = random_graphs(graph, B, T)
     src, dst = torch.randn(2, B, T, H, D, dtype=torch.float64)
     inputs = [tensor.requires_grad_() for tensor in (src, dst, torch.randn(H, D, dtype=torch.float64))]
     edges = adjacency[:, None]  # a score without an edge may be anything
     ours = GATv2Scores.apply(*inputs, adjacency, 0.2) * edges
     theirs = gatv2_scores_by_hand(*inputs, 0.2) * edges
-    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
     grad = torch.randn_like(ours)
     both = (torch.autograd.grad(scores, inputs, grad) for scores in (ours, theirs))
     for ours_grad, theirs_grad in zip(*both):
-        torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-12, rtol=0)
+        torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-11, rtol=1e-12)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -150,7 +155,9 @@ def test_gradients_are_those_of_finite_differences(layer):
 def test_compiled_layers_compute_the_same(layer):
     torch.manual_seed(0)
     module, adjacency = LAYERS[layer](12, 4, heads=3), causal(20)
-    compiled = torch.compile(module, backend="aot_eager")  # traced as for a compiler, without needing one
+    compiled = torch.compile(
+        module, backend="aot_eager", fullgraph=True
+    )  # traced as for a compiler, without needing one
     grads = []
     for f in (module, compiled):
         module.zero_grad()
@@ -180,7 +187,9 @@ def test_no_layer_has_a_tensor_over_pairs_and_channels(layer):
     module = LAYERS[layer](H * D, D, heads=H)
     with Largest() as largest:
         module(torch.randn(B, T, H * D, requires_grad=True), causal(T)).sum().backward()
-    assert largest.numel <= 2**20 < B * T * T * H * D / 30
+    with Largest() as by_hand:
+        gatv2_scores_by_hand(*torch.randn(2, B, T, H, D), torch.randn(H, D), 0.2)
+    assert largest.numel <= 2**20 < by_hand.numel / 30
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -198,7 +207,7 @@ def test_a_token_depends_on_what_the_graph_lets_reach_it(layer, graph):
     changed = ids.repeat(T, 1)
     changed[range(T), range(T)] = (changed[range(T), range(T)] + 1) % 65  # in the j-th copy, token j
     with torch.inference_mode():
-        depends = (model(changed) != model(ids)).any(dim=-1).T  # (T, T), [i, j]
+        depends = (model(changed) != model(ids.repeat(T, 1))).any(dim=-1).T  # (T, T), [i, j]
     if layer == "max":
         assert not (depends & ~reaches).any() and depends.diagonal().all()
     else:
@@ -234,8 +243,15 @@ def attention_weights(module, x, adjacency):
     """The (B, H, T, T) weights with which a GAT or GATv2 reads, from the scores on their way to the softmax."""
     weights = []
     aggregate = module.aggregate
-    module.aggregate = lambda scores, *rest: weights.append(scores.softmax(-1)) or aggregate(scores, *rest)
+
+    def noting(scores, *rest):
+        masked = scores.masked_fill(~adjacency, -math.inf)
+        weights.append(masked.softmax(dim=-1))
+        return aggregate(scores, *rest)
+
+    module.aggregate = noting
     module(x, adjacency)
+    module.aggregate = aggregate
     return weights[0]
 
 
@@ -286,7 +302,7 @@ def lookup_accuracy(layer, steps, K=10):
 
 def test_one_gatv2_head_looks_up_a_dictionary_and_one_gat_head_cannot():
     """Section 4.1 of arXiv:2105.14491 in its smallest form: chance is 10%."""
-    assert lookup_accuracy(GATv2, steps=100) == 1.0
+    assert lookup_accuracy(GATv2, steps=100) > 0.99
     assert lookup_accuracy(GAT, steps=1500) < 0.2
 
 
@@ -325,7 +341,7 @@ def test_a_layer_of_ones_own(train, monkeypatch):
     class Previous(nn.Module):
         """Reads the latest other token that the graph shows, whatever it is."""
 
-        def __init__(self, in_channels, out_channels, heads, dropout):
+        def __init__(self, in_channels, out_channels, heads):
             super().__init__()
             self.lin = nn.Linear(in_channels, heads * out_channels)
 
@@ -363,19 +379,27 @@ def test_every_parameter_of_every_layer_has_one_optimizer(layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_bfloat16_computes_the_same_loss_to_its_precision(layer):
+def test_bfloat16_computes_the_same_to_its_precision(layer):
     torch.manual_seed(0)
-    ids = torch.randint(65, (4, 17))
-    model = build("pyg_free_gat", layer=layer, dropout=0.0)
-    losses = []
-    for model.config.dtype in ("float32", "bfloat16"):
-        loss = pyg_free_gat.loss_of(model, ids[:, :-1], ids[:, 1:])
-        loss.backward()
-        losses.append(loss.item())
-    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=1e-3)
+    module, x, adjacency = LAYERS[layer](32, 8, heads=4), torch.randn(2, 40, 32), causal(40)
+    exact = module(x, adjacency)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x, adjacency)
+    assert not torch.equal(out, exact)
+    torch.testing.assert_close(out.float(), exact, atol=0.03, rtol=0.02)
 
 
-def test_the_diff_is_about_attention():
-    """Training is that of gpt.py, to the value: nothing else could explain a difference between their losses."""
-    ours, theirs = pyg_free_gat.Config(), gpt.Config()
-    assert {name: getattr(ours, name) for name in theirs.__dataclass_fields__} == vars(theirs)
+def test_the_scores_of_gatv2_stay_exact_under_autocast():
+    torch.manual_seed(0)
+    module, x = GATv2(32, 8, heads=4), torch.randn(2, 40, 32)
+    module.lin_l = module.lin_r = nn.Identity()
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = attention_weights(module, x, causal(40))
+    assert torch.equal(weights, attention_weights(module, x, causal(40)))
+
+
+def test_its_options_are_those_of_gpt_and_four_more():
+    ours, theirs = pyg_free_gat.Config.__dataclass_fields__, gpt.Config.__dataclass_fields__
+    assert list(ours)[len(theirs) :] == ["layer", "graph", "out_proj", "gat_version"]
+    for name, field in theirs.items():
+        assert (ours[name].default, ours[name].metadata) == (field.default, field.metadata)
