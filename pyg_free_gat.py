@@ -84,11 +84,12 @@ class GraphAttention(nn.Module):
         super().__init__()
         self.heads, self.concat, self.dropout, self.negative_slope = heads, concat, dropout, negative_slope
         self.bias = nn.Parameter(torch.zeros(heads * out_channels if concat else out_channels)) if bias else None
+        if negative_slope <= 0:
+            raise ValueError(f"negative_slope {negative_slope}: must be above 0")  # or it lets through what is masked
 
     def aggregate(self, scores, values, adjacency):
-        """What each token reads: scores (B, H, T, T) become weights of the values (B, T, H, D)."""
-        weights = (scores + log_adjacency(adjacency, scores.dtype)).softmax(dim=-1)  # (B, H, T, T)
-        weights = F.dropout(weights, self.dropout, self.training)
+        """What each token reads: masked scores (B, H, T, T) become weights of the values (B, T, H, D)."""
+        weights = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)  # (B, H, T, T)
         read = (weights @ values.transpose(1, 2)).transpose(1, 2)  # (B, T, H, D)
         read = read.flatten(2) if self.concat else read.mean(dim=2)
         read = read * adjacency.any(dim=-1, keepdim=True).to(read.dtype)  # a token without edges reads 0
@@ -110,6 +111,7 @@ class GAT(GraphAttention):
         h = self.lin(x).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
         src, dst = ((h * att).sum(dim=-1).transpose(1, 2) for att in (self.att_src, self.att_dst))  # (B, H, T) each
         scores = src[:, :, None, :] + dst[:, :, :, None]  # (B, H, T, T)
+        scores += log_adjacency(adjacency, scores.dtype)  # in place, as LeakyReLU, and before it: no memory is taken
         return self.aggregate(F.leaky_relu_(scores, self.negative_slope), h, adjacency)
 
 
@@ -141,7 +143,7 @@ def gatv2_scores_by_hand(src, dst, att, slope):
 
 
 class GATv2Scores(torch.autograd.Function):
-    """The same, a block of pairs at a time. Scores of pairs that are no edges are not computed: mask them.
+    """The same, masked, and a block of pairs at a time.
 
     Of z_ij = src_j + dst_i, with max(z_ij, 0) = max(src_j, -dst_i) + dst_i and s the slope,
         a . LeakyReLU(z_ij) = s a . src_j + a . dst_i + (1 - s) a . max(src_j, -dst_i)
@@ -168,9 +170,10 @@ class GATv2Scores(torch.autograd.Function):
         ctx.save_for_backward(src, dst, att, adjacency)
         ctx.slope = slope
         if torch.compiler.is_compiling():  # the compiler fuses it, and z is never stored
-            return gatv2_scores_by_hand(src, dst, att, slope)
+            return gatv2_scores_by_hand(src, dst, att, slope) + log_adjacency(adjacency, src.dtype)
         a_src, a_dst = ((part * att).sum(dim=-1).transpose(1, 2) for part in (src, dst))  # (B, H, T) each
         scores = slope * a_src[:, :, None, :] + a_dst[:, :, :, None]  # (B, H, T, T)
+        scores += log_adjacency(adjacency, src.dtype)
         minus_dst, z = -dst, src.new_empty(0)
         for b, h, i, j in GATv2Scores.pieces(src, adjacency):
             z = torch.maximum(src[b, None, j, h], minus_dst[b, i, None, h], out=z.resize_(0))  # in its old memory

@@ -33,21 +33,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where Python, ru
 import gpt
 import pyg_free_gat
 from data import UserError, choose_device
-from pyg_free_gat import GAT, LAYERS, GATv2, adjacency_of, gatv2_scores_by_hand
+from pyg_free_gat import GAT, LAYERS, GATv2, adjacency_of, gatv2_scores_by_hand, log_adjacency
 from results.cli import Parser, run_main
 
 # ---------------------------------------------------------------- Graph attention
 
 
+class Given(nn.Module):
+    """In the place of a linear map: gives what the map would, (..., C)."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def forward(self, x):
+        return self.given.view(*x.shape[:-1], -1)
+
+
 class Fused(nn.Module):
-    """The attention of gpt.py but for its linear maps: the kernel is told that the graph is causal."""
+    """The attention of gpt.py but for its output projection: the kernel is told that the graph is causal."""
 
     def __init__(self, in_channels, out_channels, heads):
         super().__init__()
         self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(in_channels, heads * out_channels) for _ in range(3))
 
     def forward(self, x, adjacency):
-        q = k = v = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
@@ -56,20 +68,21 @@ class GATv2ByHand(GATv2):
 
     def forward(self, x, adjacency):
         src, dst = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.lin_l, self.lin_r))
-        return self.aggregate(gatv2_scores_by_hand(src, dst, self.att[0], self.negative_slope), src, adjacency)
+        scores = gatv2_scores_by_hand(src, dst, self.att[0], self.negative_slope)
+        return self.aggregate(scores + log_adjacency(adjacency, scores.dtype), src, adjacency)
 
 
 class PyG(nn.Module):
     """A layer of PyTorch Geometric behind the protocol of LAYERS: over a list of edges of B graphs side by side."""
 
-    conv = "GATConv"
+    name = "GATConv"
 
     def __init__(self, in_channels, out_channels, heads):
         super().__init__()
         from torch_geometric import nn as geometric
 
-        options = {} if self.conv.startswith("Dense") else {"add_self_loops": False}
-        self.conv = getattr(geometric, self.conv)(in_channels, out_channels, heads, **options)
+        options = {} if self.name.startswith("Dense") else {"add_self_loops": False}
+        self.conv = getattr(geometric, self.name)(in_channels, out_channels, heads, **options)
         self.edges = None
 
     def forward(self, x, adjacency):
@@ -82,32 +95,36 @@ class PyG(nn.Module):
 
 
 class PyGv2(PyG):
-    conv = "GATv2Conv"
+    name = "GATv2Conv"
 
 
 class PyGDense(PyG):
-    conv = "DenseGATConv"
+    name = "DenseGATConv"
 
     def forward(self, x, adjacency):
         return self.conv(x, adjacency, add_loop=False)
 
 
+LINEAR = ("lin", "lin_l", "lin_r", "query", "key", "value")
+
+
 def core(build, compile=False):
-    """A case: a layer forward and backward, with the identity in place of its linear maps."""
+    """A case: a layer forward and backward, with what its linear maps would give already there."""
 
     def case(device, quick):
         B, T, H, D = (2, 16, 2, 8) if quick else (64, 128, 6, 64)
         layer = build(H * D, D, heads=H).to(device)
-        for name, _ in [*layer.named_modules()]:
-            if name.split(".")[-1] in ("lin", "lin_l", "lin_r"):
-                layer.set_submodule(name, nn.Identity())
+        linears = [name for name, _ in layer.named_modules() if name.split(".")[-1] in LINEAR]
+        given = [nn.Parameter(torch.randn(B, T, H * D, device=device)) for _ in linears]
+        for name, tensor in zip(linears, given):
+            layer.set_submodule(name, Given(tensor))
         layer = torch.compile(layer) if compile else layer
-        x, weights = torch.randn(2, B, T, H * D, device=device)
+        weights = torch.randn(B, T, H * D, device=device)
         adjacency = adjacency_of("causal", torch.arange(T, device=device))
 
         def call():
             layer.zero_grad()
-            layer(x.detach().requires_grad_(), adjacency).backward(weights)
+            layer(weights, adjacency).backward(weights)
 
         return call
 
@@ -155,9 +172,9 @@ def gat():
         "--layer gatv2 --compile": training_step(pyg_free_gat, "gatv2", compile=True),
     }
     if importlib.util.find_spec("torch_geometric"):
-        cores |= {f"PyG {layer.conv}": core(layer) for layer in (PyGDense, PyG, PyGv2)}
-        LAYERS.update({layer.conv: layer for layer in (PyG, PyGv2)})
-        steps |= {f"PyG {layer.conv}": training_step(pyg_free_gat, layer.conv) for layer in (PyG, PyGv2)}
+        cores |= {f"PyG {layer.name}": core(layer) for layer in (PyGDense, PyG, PyGv2)}
+        LAYERS.update({layer.name: layer for layer in (PyG, PyGv2)})
+        steps |= {f"PyG {layer.name}": training_step(pyg_free_gat, layer.name) for layer in (PyG, PyGv2)}
     return {
         "Attention without its linear maps, forward and backward: B=64 T=128 H=6 D=64, float32": cores,
         "A training step: 6 layers, C=384, T=128, B=16, dropout 0.2, AdamW, float32": steps,

@@ -70,7 +70,7 @@ def label(axes, labels):
             textcoords=axes.get_yaxis_transform(),
             color=colour,
             va="center",
-            arrowprops=dict(arrowstyle="-", color=colour, alpha=0.3),
+            arrowprops=dict(arrowstyle="-", color=colour, alpha=0.3, relpos=(0, 0.5)),
         )
 
 
