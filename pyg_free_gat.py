@@ -109,7 +109,7 @@ class GAT(GraphAttention):
 
     def forward(self, x, adjacency):
         h = self.lin(x).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
-        src, dst = ((h * att).sum(dim=-1).transpose(1, 2) for att in (self.att_src, self.att_dst))  # (B, H, T) each
+        src, dst = ((h * att).sum(dim=-1).mT.contiguous() for att in (self.att_src, self.att_dst))  # (B, H, T) each
         scores = src[:, :, None, :] + dst[:, :, :, None]  # (B, H, T, T)
         scores += log_adjacency(adjacency, scores.dtype)  # in place, as LeakyReLU, and before it: no memory is taken
         return self.aggregate(F.leaky_relu_(scores, self.negative_slope), h, adjacency)
@@ -171,7 +171,7 @@ class GATv2Scores(torch.autograd.Function):
         ctx.slope = slope
         if torch.compiler.is_compiling():  # the compiler fuses it, and z is never stored
             return gatv2_scores_by_hand(src, dst, att, slope) + log_adjacency(adjacency, src.dtype)
-        a_src, a_dst = ((part * att).sum(dim=-1).transpose(1, 2) for part in (src, dst))  # (B, H, T) each
+        a_src, a_dst = ((part * att).sum(dim=-1).mT.contiguous() for part in (src, dst))  # (B, H, T) each
         scores = slope * a_src[:, :, None, :] + a_dst[:, :, :, None]  # (B, H, T, T)
         scores += log_adjacency(adjacency, src.dtype)
         minus_dst, z = -dst, src.new_empty(0)

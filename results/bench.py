@@ -2,10 +2,10 @@
 
 python results/bench.py --only gat      # graph attention against the dot product and PyTorch Geometric
 
-In each round every side is called once, in a new order, so that whatever else slows the machine slows all of them. The
-table shows the median and the range over the rounds, and the ratio to the first row's median. Memory is the peak of one
-more call, in a process of its own, over what that held before the call (for a CPU: on Linux alone); so weights and the
-optimizer's state are not in it. --csv FILE keeps every single time.
+In each round every side has its turn, in a new order, so that whatever else slows the machine slows all of them; a turn
+is two calls, of which the second counts. The table shows the median and the range over the rounds, and the ratio to the
+first row's median. Memory is the peak of one more call, in a process of its own, over what that held before the call
+(for a CPU: on Linux alone); so weights and the optimizer's state are not in it. --csv FILE keeps every single time.
 """
 
 import argparse
@@ -231,7 +231,7 @@ def memory_of(*case):
 
 
 def measure(cases, rounds, device, quick):
-    """The seconds of each call in each round, after two that are not counted: name -> list."""
+    """The seconds of each side's call in each round: name -> list."""
     torch.manual_seed(0)
     calls = {}
     for name, case in cases.items():
@@ -243,15 +243,15 @@ def measure(cases, rounds, device, quick):
             print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
     seconds = {name: [] for name in calls}
     shuffle = random.Random(0).sample
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name in shuffle(list(calls), len(calls)):
             gc.collect()
+            calls[name]()
             wait(device)
             start = time.perf_counter()
             calls[name]()
             wait(device)
-            if number:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
@@ -278,7 +278,7 @@ def table(title, seconds, memory):
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SETS, help="one set of measurements instead of all")
-    parser.add_argument("--rounds", type=int, default=7, help="(7)")
+    parser.add_argument("--rounds", type=int, default=5, help="(5)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (cpu)")
     parser.add_argument("--csv", metavar="FILE", help="keeps every single time in FILE")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
