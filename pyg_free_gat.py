@@ -111,7 +111,7 @@ class GAT(GraphAttention):
         h = self.lin(x).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
         src, dst = ((h * att).sum(dim=-1).mT.contiguous() for att in (self.att_src, self.att_dst))  # (B, H, T) each
         scores = src[:, :, None, :] + dst[:, :, :, None]  # (B, H, T, T)
-        scores += log_adjacency(adjacency, scores.dtype)  # in place, as LeakyReLU, and before it: no memory is taken
+        scores += log_adjacency(adjacency, scores.dtype)  # in place, like LeakyReLU, which keeps what is masked lowest
         return self.aggregate(F.leaky_relu_(scores, self.negative_slope), h, adjacency)
 
 
