@@ -240,7 +240,7 @@ def measure(cases, rounds, device, quick):
             calls[name]()
         except Exception as error:  # no compiler, no memory: the others are measured all the same
             calls.pop(name, None)
-            print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
     seconds = {name: [] for name in calls}
     shuffle = random.Random(0).sample
     for _ in range(rounds):
