@@ -13,6 +13,7 @@ BLUE, GREY = "#0072B2", "#BBBBBB"
 
 def graph(path, text="ROME"):
     """The causal graph over the characters of `text`, an arrow from each to all that read it, and its adjacency."""
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.3, 3.3), layout="constrained")
@@ -27,12 +28,13 @@ def graph(path, text="ROME"):
         tokens.text(i, 0, text[i], ha="center", va="center", fontsize=15, family="monospace", zorder=3,
                     bbox=dict(boxstyle="circle", facecolor="white", edgecolor="black"))  # fmt: skip
         for j in range(T):
-            matrix.add_patch(matrix_cell(i, j))
             matrix.text(j, i, int(j <= i), ha="center", va="center", color="white" if j <= i else "black")
     tokens.set(xlim=(-0.4, T - 0.6), ylim=(-0.6, 0.65))
     tokens.set_title("each token reads from itself and from all before it", fontsize=10)
     tokens.axis("off")
-    matrix.set(xlim=(-0.5, T - 0.5), ylim=(T - 0.5, -0.5), aspect="equal", xlabel="source j", ylabel="target i")
+    adjacency = [[j <= i for j in range(T)] for i in range(T)]
+    matrix.pcolormesh(range(T), range(T), adjacency, cmap=ListedColormap(["white", BLUE]), edgecolors=GREY)
+    matrix.set(ylim=(T - 0.5, -0.5), aspect="equal", xlabel="source j", ylabel="target i")
     matrix.set_xticks(range(T), text, family="monospace")
     matrix.set_yticks(range(T), text, family="monospace")
     matrix.xaxis.set_ticks_position("top")
@@ -40,13 +42,6 @@ def graph(path, text="ROME"):
     matrix.set_title("adjacency[i, j]: the causal mask", fontsize=10)
     matrix.spines[:].set_visible(False)
     figure.savefig(path, dpi=120)
-
-
-def matrix_cell(i, j):
-    """The square of adjacency[i, j], filled where there is an edge."""
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=BLUE if j <= i else "white", edgecolor=GREY)
 
 
 def main(argv=None):

@@ -200,7 +200,7 @@ def test_bad_flags_of_sample(workplace, flags, message):
     check_error(workplace, sample.main, flags.split(), message)
 
 
-@pytest.mark.parametrize("script", [*RUNGS, "sample", "results/plot"])
+@pytest.mark.parametrize("script", [*RUNGS, "sample", "results/plot", "results/explain", "results/bench"])
 def test_an_error_is_one_line_and_exit_code_2(script, tmp_path):
     done = subprocess.run(
         [sys.executable, f"{ROOT / script}.py", "somewhere", "--bogus"], cwd=tmp_path, capture_output=True, text=True

@@ -1,7 +1,7 @@
 import pytest
 
 from data import UserError
-from results import plot
+from results import explain, plot
 
 
 def write_run(folder, losses):
@@ -37,3 +37,10 @@ def test_a_run_without_a_step_is_drawn_as_nothing(tmp_path, capsys):
 def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no metrics.csv"):
         plot.main([str(tmp_path)])
+
+
+def test_explain_draws_the_graph_and_its_adjacency(tmp_path, capsys):
+    explain.main(["--out", str(tmp_path / "graph.svg")])
+    assert capsys.readouterr().out == f"{tmp_path / 'graph.svg'}\n"
+    text = (tmp_path / "graph.svg").read_text(encoding="utf-8")
+    assert text.count("<!-- 1 -->") == 10 and text.count("<!-- 0 -->") == 6  # the cells of a 4 x 4 lower triangle
