@@ -48,7 +48,10 @@ class Config(Flags):
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out."""
+    """softmax(Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out.
+
+    With a cache (2, B, H, block_size, D) it reads and keeps keys and values there: `past` tokens came before x.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -58,11 +61,14 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.n_embd, config.n_embd)
         self.projection = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x):
+    def forward(self, x, cache=None, past=0):
         B, T, C = x.shape
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
-        read = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        if cache is not None:
+            cache[:, :, :, past : past + T] = torch.stack((k, v))
+            k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # (B, H, T, D); one token alone may read all
         return self.projection(read.transpose(1, 2).reshape(B, T, C))
 
 
@@ -91,8 +97,8 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x):
-        x = x + self.dropout(self.attention(self.norm_1(x)))
+    def forward(self, x, cache=None, past=0):
+        x = x + self.dropout(self.attention(self.norm_1(x), cache, past))
         x = x + self.dropout(self.feed_forward(self.norm_2(x)))
         return x
 
@@ -119,22 +125,33 @@ class GPT(nn.Module):
                 adds = name.endswith(("projection.weight", "feed_forward.2.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if adds else 0.02)
 
-    def forward(self, ids):
-        positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
+    def forward(self, ids, cache=None, past=0):
+        positions = torch.arange(past, past + ids.shape[1], device=ids.device)  # (T,)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
-        for block in self.blocks:
-            x = block(x)  # (B, T, C)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache[i], past)  # (B, T, C)
         # The head is the token embedding (Press and Wolf, arXiv:1608.05859).
         return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
 
 
 @torch.inference_mode()
 def generate(model, ids, max_new_tokens, **choice):
-    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token."""
+    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token.
+
+    Keys and values are kept, so that each token is computed once. When the window of block_size is full, its last half
+    is read anew: sliding it by one would move every token to another position, and all that is kept would be stale.
+    """
     training = model.training
     model.eval()
+    B, block_size, n_head = len(ids), model.config.block_size, model.config.n_head
+    kept = (model.config.n_layer, 2, B, n_head, block_size, model.config.n_embd // n_head)
+    cache = torch.empty(kept, device=ids.device)
+    start, past = max(0, ids.shape[1] - block_size), 0  # where the window begins, how much of it is in the cache
     for _ in range(max_new_tokens):
-        logits = model(ids[:, -model.config.block_size :])[:, -1]  # (B, V), after the last token
+        if ids.shape[1] - start > block_size:
+            start, past = ids.shape[1] - (block_size + 1) // 2, 0
+        logits = model(ids[:, start + past :], cache, past)[:, -1]  # (B, V), after the last token
+        past = ids.shape[1] - start
         ids = torch.cat((ids, sample_token(logits, **choice)), dim=1)
     model.train(training)
     return ids

@@ -9,6 +9,7 @@ import torch
 
 import bigram
 import gpt
+import modern_gpt
 import multi_head
 import pyg_free_gat
 import single_head
@@ -21,6 +22,7 @@ RUNGS = {
     "single_head": (single_head, single_head.LanguageModel),
     "multi_head": (multi_head, multi_head.LanguageModel),
     "gpt": (gpt, gpt.GPT),
+    "modern_gpt": (modern_gpt, modern_gpt.GPT),
     "pyg_free_gat": (pyg_free_gat, pyg_free_gat.GPT),
 }
 

@@ -14,7 +14,8 @@ from data import UserError, choose_device, choose_dtype
 
 from .checkpoint import load_checkpoint
 
-MAY_CHANGE = {"max_iters", "eval_interval", "device", "dtype", "compile", "data", "out", "resume"}  # in a resumed run
+# What a resumed run may change.
+MAY_CHANGE = {"max_iters", "eval_interval", "device", "dtype", "compile", "data", "out", "resume", "mfu"}
 
 
 def option(default, meaning, *, full=None, choices=None, least=None, below=math.inf):
@@ -35,6 +36,7 @@ class Flags:
     data: str = option("", "a UTF-8 text file to train on instead of tinyshakespeare")
     out: str = option("", "the run's folder instead of results/ and the script's name")
     resume: bool = option(False, "go on with the run in --out where it stopped")
+    mfu: bool = option(False, "measure the device's peak and show how much of it training makes use of")
 
 
 def run_main(main):

@@ -20,6 +20,7 @@ from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from .cli import rung_of
 from .plot import NAMES, plot
 from .sampling import sample_text
+from .utilisation import peak_flops, training_flops
 
 LOG_INTERVAL = 10  # steps between rows, each with the mean training loss since the row before
 
@@ -42,8 +43,6 @@ class Run:
         else:
             move_aside(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.first_step, self.begun = self.step, time.perf_counter()
-        self.start = self.begun - seconds
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{rung_of(type(config))}: {parameters:,} parameters, results in {self.folder}", flush=True)
         about = {
@@ -58,6 +57,14 @@ class Run:
         self.write("config.json", json.dumps(about, indent=2) + "\n")
         if not config.resume:
             self.write("metrics.csv", ",".join(NAMES) + "\n")
+        if config.mfu:
+            x, _ = next(data.windows("val"))
+            self.flops = training_flops(model, x[:1]) * config.batch_size * config.block_size  # of a step
+            self.peak = peak_flops(self.device, getattr(torch, getattr(config, "dtype", "float32")))
+            print(f"peak: {self.peak / 1e9:,.0f} GFLOP/s; a step: {self.flops / 1e9:,.1f} GFLOP", flush=True)
+        self.first_step, self.begun = self.step, time.perf_counter()
+        self.start = self.begun - seconds
+        self.logged, self.pace = (self.step, self.begun), math.nan
 
     def steps(self):
         """Yields the steps still to do, up to max_iters; after Ctrl-C the step in hand is the last."""
@@ -88,6 +95,9 @@ class Run:
         if val_loss is None and step > 1 and step % LOG_INTERVAL:
             return
         train_loss = torch.stack(self.losses).mean().item()  # the one place that waits for the device
+        now, (last_step, last_time) = time.perf_counter(), self.logged
+        if val_loss is None or self.config.eval_interval <= LOG_INTERVAL or math.isnan(self.pace):
+            self.pace = (now - last_time) / (step - last_step)  # seconds a step, if possible without an evaluation
         self.losses.clear()
         if not math.isfinite(train_loss):
             learning_rate = self.optimizers[0].param_groups[0]["lr"]
@@ -100,16 +110,19 @@ class Run:
         self.show(step, train_loss, val_loss)
         if val_loss is not None:
             self.save()
+        self.logged = step, time.perf_counter()
 
     def show(self, step, train_loss, val_loss):
         """One live line on a terminal, which an evaluation makes permanent; elsewhere only the evaluations."""
-        pace = (time.perf_counter() - self.begun) / (step - self.first_step)  # seconds a step, evaluations included
-        speed = self.config.batch_size * self.config.block_size / pace
-        eta = timedelta(seconds=round(pace * (self.config.max_iters - step)))
+        whole_pace = (time.perf_counter() - self.begun) / (step - self.first_step)  # evaluations included
+        eta = timedelta(seconds=round(whole_pace * (self.config.max_iters - step)))
         line = f"step {step:>{len(str(self.config.max_iters))}}/{self.config.max_iters}  train {train_loss:.4f}"
         if val_loss is not None:
             line += f"  val {val_loss:.4f} ({val_loss / math.log(2):.4f} bits/char)"
-        line += f"  {speed:,.0f} tokens/s  ETA {eta}"
+        line += f"  {self.config.batch_size * self.config.block_size / self.pace:,.0f} tokens/s"
+        if self.config.mfu:
+            line += f" ({self.flops / self.pace / self.peak:.0%} MFU)"
+        line += f"  ETA {eta}"
         if sys.stdout.isatty():
             print(f"\r{line:<{shutil.get_terminal_size().columns - 1}}", end="", flush=True)
         if val_loss is not None:

@@ -14,6 +14,18 @@ import multi_head
 from results import sample_token
 
 
+CACHED = ["gpt", "modern_gpt"]
+
+
+def trained(rung, **sizes):
+    """A rung's model with weights far from those it starts with, in training mode, with dropout."""
+    torch.manual_seed(0)
+    model = build(rung, **sizes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5).requires_grad_(False)
+    return model
+
+
 def logits_before_and_after_a_change(rung, t, T=16):
     model = build(rung).eval()
     for parameter in model.parameters():
@@ -121,16 +133,38 @@ def test_generate_keeps_the_prompt_and_the_mode(rung, training):
     assert model.training == training
 
 
-def test_greedy_generation_takes_the_likeliest_token_of_the_last_window():
-    torch.manual_seed(0)
-    model = build("gpt", dropout=0.5).train()  # dropout must be off in generate all the same
-    ids = torch.randint(65, (1, 3))
-    longer = gpt.generate(model, ids, 30, temperature=0)
+@pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung not in CACHED])
+def test_greedy_generation_takes_the_likeliest_token_of_the_last_window(rung):
+    model, ids = trained(rung), torch.randint(65, (2, 3))
+    longer = importlib.import_module(rung).generate(model, ids, 30, temperature=0)
     model.eval()
     for t in range(3, 33):
-        window = longer[:, max(0, t - tiny_flags("gpt")["block_size"]) : t]
-        with torch.inference_mode():
-            assert model(window)[0, -1].argmax() == longer[0, t]
+        window = longer[:, max(0, t - tiny_flags(rung)["block_size"]) : t]
+        assert torch.equal(model(window)[:, -1].argmax(-1), longer[:, t])
+
+
+@pytest.mark.parametrize("rung", CACHED)
+@pytest.mark.parametrize("block_size", [1, 2, 7, 16])
+@pytest.mark.parametrize("prompt", [1, 16, 40])
+def test_cached_generation_is_uncached_generation_in_windows_of_half_to_whole(rung, block_size, prompt):
+    model, ids = trained(rung, block_size=block_size), torch.randint(65, (2, prompt))
+    longer = importlib.import_module(rung).generate(model, ids, 50, temperature=0)
+    model.eval()
+    start = max(0, prompt - block_size)
+    for t in range(prompt, prompt + 50):
+        if t - start > block_size:
+            start = t - math.ceil(block_size / 2)
+        assert torch.equal(model(longer[:, start:t])[:, -1].argmax(-1), longer[:, t])
+
+
+@pytest.mark.parametrize("rung", CACHED)
+@pytest.mark.parametrize("prompt", [1, 5, 16])
+def test_cached_logits_equal_uncached_ones_at_every_position(rung, prompt):
+    model, ids = trained(rung).eval(), torch.randint(65, (3, 16))
+    cache = torch.full((2, 2, 3, 2, 16, 8), torch.nan)  # what was not yet read is not to be touched
+    logits = [model(ids[:, :prompt], cache)]
+    logits += [model(ids[:, t : t + 1], cache, past=t) for t in range(prompt, 16)]
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(ids), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("choice", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 20, "top_p": 0.8}])
