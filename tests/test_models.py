@@ -10,6 +10,7 @@ from conftest import RUNGS, build, tiny_flags
 from torch.nn import functional as F
 
 import gpt
+import modern_gpt
 import multi_head
 from results import sample_token
 
@@ -204,3 +205,70 @@ def test_bfloat16_computes_the_same_loss_to_its_precision():
         losses[dtype] = loss.item()
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-3)
+
+
+def test_modern_gpt_equals_hugging_face_nanochat():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    H, C = 4, 64
+    ours = modern_gpt.GPT(modern_gpt.Config(n_layer=3, n_head=H, n_embd=C, block_size=48), 65).double().eval()
+    config = transformers.NanoChatConfig(
+        vocab_size=65,
+        hidden_size=C,
+        intermediate_size=4 * C,
+        num_hidden_layers=3,
+        num_attention_heads=H,
+        rms_norm_eps=torch.finfo(torch.float64).eps,
+        final_logit_softcapping=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    theirs = transformers.NanoChatForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(torch.randn_like(parameter) / math.sqrt(C))
+        ours.token_embedding.weight.copy_(modern_gpt.norm(ours.token_embedding.weight))  # theirs does so at each call
+        state = {"model.embed_tokens.weight": ours.token_embedding.weight, "lm_head.weight": ours.head.weight}
+        for i, block in enumerate(ours.blocks):
+            for name, layer in {
+                "self_attn.q_proj": block.attention.query,
+                "self_attn.k_proj": block.attention.key,
+                "self_attn.v_proj": block.attention.value,
+                "self_attn.o_proj": block.attention.projection,
+                "mlp.fc1": block.feed_forward[0],
+                "mlp.fc2": block.feed_forward[2],
+            }.items():
+                weight = layer.weight
+                if name.endswith(("q_proj", "k_proj")):  # theirs turns the other way round
+                    weight = weight.view(H, 2, -1, C).flip(1).reshape(C, C)
+                state[f"model.layers.{i}.{name}.weight"] = weight
+        theirs.load_state_dict(state)
+        ids = torch.randint(65, (2, 48))
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-6, rtol=0)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_rotary_scores_depend_on_how_far_apart_two_tokens_are_and_on_that():
+    q, k = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rotation = modern_gpt.rotation_of(torch.arange(100), 32)
+    scores = modern_gpt.rotate(q.expand(100, 32), rotation) @ modern_gpt.rotate(k.expand(100, 32), rotation).T
+    for distance in range(60):
+        along = scores.diagonal(-distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), atol=1e-4, rtol=0)
+    assert (scores[60:, 0].diff().abs() > 1e-4).all()
+
+
+def test_qk_norm_leaves_the_size_of_queries_and_keys_without_effect():
+    model, ids = trained("modern_gpt").eval(), torch.randint(65, (2, 16))
+    before = model(ids)
+    for block in model.blocks:
+        block.attention.query.weight.mul_(1000)
+        block.attention.key.weight.mul_(0.03)
+    torch.testing.assert_close(model(ids), before, atol=1e-3, rtol=1e-4)
+
+
+def test_every_block_of_modern_gpt_begins_as_the_identity():
+    model = build("modern_gpt").eval()
+    x = torch.randn(2, 16, 16)
+    rotation = modern_gpt.rotation_of(torch.arange(16), 8)
+    for block in model.blocks:
+        assert torch.equal(block(x, rotation), x)
