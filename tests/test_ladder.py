@@ -18,7 +18,14 @@ BUDGETS = {
     ("gpt", "modern_gpt"): 120,
     ("gpt", "pyg_free_gat"): 280,  # five layers stand in place of one, GATv2's has its own backward, none has a cache
 }
-LENGTHS = {"bigram": 150, "single_head": 150, "multi_head": 150, "gpt": 350, "modern_gpt": 350, "pyg_free_gat": 400}  # likewise
+LENGTHS = {
+    "bigram": 150,
+    "single_head": 150,
+    "multi_head": 150,
+    "gpt": 350,
+    "modern_gpt": 350,
+    "pyg_free_gat": 400,
+}  # likewise
 FIRST = ["bigram", "single_head", "multi_head"]
 GPTS = ["gpt", "modern_gpt", "pyg_free_gat"]
 CACHED = ["gpt", "modern_gpt"]

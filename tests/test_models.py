@@ -14,7 +14,6 @@ import modern_gpt
 import multi_head
 from results import sample_token
 
-
 CACHED = ["gpt", "modern_gpt"]
 
 
