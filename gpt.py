@@ -183,7 +183,7 @@ def make_optimizers(config, model):
     Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embedding" in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         adamw.append({"params": matrices, "weight_decay": config.weight_decay})

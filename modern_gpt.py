@@ -2,7 +2,7 @@
 
 New against rung 4: rotary positions instead of learned ones; RMSNorm, of queries and keys too; ReLU squared; no biases;
 what adds to the residual stream starts at zero; the head has weights of its own; the learning rate rests at its highest
-before it falls. Each comes from the paper named beside it.
+before it falls; windows are short at first. Each comes from the paper named beside it.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 @dataclass
 class Config(Flags):
     size: str = option("auto", "auto: full on cuda, else small", choices=("auto", "small", "full"))
-    batch_size: int = option(32, "B: windows of text in a step", full=64)
-    block_size: int = option(128, "T: characters in a window", full=256)
+    batch_size: int = option(16, "B: windows of text in a step", full=64)
+    block_size: int = option(256, "T: characters in a window")
     n_layer: int = option(3, "blocks", full=6)
     n_head: int = option(4, "H: heads of attention", full=6)
     n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
     dropout: float = option(0.0, "share set to 0 of all that the stream is the sum of", full=0.2, below=1)
     optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
-    learning_rate: float = option(1.5e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
+    learning_rate: float = option(1e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
     weight_decay: float = option(0.1, "of the hidden matrices")
     warmup_iters: int = option(50, "steps from learning rate 0 to the highest", least=0)
     warmdown_ratio: float = option(0.6, "share of the steps in which the learning rate falls to 0")
@@ -37,8 +37,8 @@ class Config(Flags):
     compile: bool = option(False, "fuse kernels with torch.compile, which takes a while at the start")
 
     def __post_init__(self):
-        if self.n_embd % self.n_head:
-            raise ValueError(f"--n_embd {self.n_embd} must be a multiple of --n_head {self.n_head}")
+        if self.n_embd % (2 * self.n_head):
+            raise ValueError(f"--n_embd {self.n_embd} must be a multiple of twice --n_head {self.n_head}")
 
 
 # ---------------------------------------------------------------- Model
@@ -196,7 +196,7 @@ def make_optimizers(config, model):
     Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [*model.token_embedding.parameters(), *model.head.parameters()]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         adamw.append({"params": matrices, "weight_decay": config.weight_decay})
@@ -213,6 +213,12 @@ def learning_rate_at(step, config):
     return config.learning_rate * min(rise, 1, fall)
 
 
+def context_at(step, config):
+    """Sequence length warm-up (Li et al., arXiv:2108.06084): an eighth of block_size, then a quarter, half, all of it."""
+    quarter = 4 * (step - 1) // config.max_iters  # of training: 0 to 3
+    return max(1, config.block_size >> (3 - quarter))
+
+
 def train(config, data, model):
     optimizers = make_optimizers(config, model)
     run = Run(config, data, model, *optimizers)
@@ -221,7 +227,8 @@ def train(config, data, model):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
-        x, y = data.batch("train")  # (B, T), (B, T)
+        t = context_at(step, config)
+        x, y = (ids.unfold(1, t, t).flatten(0, 1) for ids in data.batch("train"))  # (B T / t, t), (B T / t, t)
         loss = loss_of(compiled, x, y)
         model.zero_grad()
         loss.backward()

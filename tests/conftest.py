@@ -7,6 +7,7 @@ import torch
 torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
 
 RUNGS = ["bigram", "single_head", "multi_head", "gpt", "modern_gpt", "pyg_free_gat"]
+GPTS = ["gpt", "modern_gpt", "pyg_free_gat"]
 
 
 def tiny_flags(rung):
@@ -16,7 +17,7 @@ def tiny_flags(rung):
         sizes["n_embd"] = 16
     if rung not in ("bigram", "single_head"):
         sizes["n_head"] = 2
-    if rung in ("gpt", "modern_gpt", "pyg_free_gat"):
+    if rung in GPTS:
         sizes |= {"n_layer": 2, "dropout": 0.1, "dtype": "float32"}
     return sizes
 

@@ -41,7 +41,7 @@ SAME = [
     ("Block.__init__", ["gpt", "pyg_free_gat"]),
     ("GPT.__init__", ["gpt", "pyg_free_gat"]),
     ("loss_of", GPTS),
-    ("make_optimizers", ["gpt", "pyg_free_gat"]),
+    ("make_optimizers", GPTS),
     ("learning_rate_at", ["gpt", "pyg_free_gat"]),
     ("train", GPTS),
     ("main", GPTS),

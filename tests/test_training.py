@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RUNGS, build
+from conftest import GPTS, RUNGS, build
 from torch.nn import functional as F
 
 import bigram
 import gpt
+import modern_gpt
 from data import Dataset, UserError, corpus
 
 
@@ -50,16 +51,34 @@ def test_learning_rate_rises_then_falls_to_nothing():
     assert rates[9:] == pytest.approx([step / 91 for step in range(91, 0, -1)])
 
 
+def test_learning_rate_of_modern_gpt_rises_rests_and_falls():
+    config = modern_gpt.Config(warmup_iters=10, warmdown_ratio=0.3, max_iters=100, learning_rate=1.0)
+    rates = [modern_gpt.learning_rate_at(step, config) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert rates[9:71] == [1.0] * 62
+    assert rates[70:] == pytest.approx([step / 30 for step in range(30, 0, -1)])
+
+
+@pytest.mark.parametrize("rung", GPTS)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_every_parameter_has_one_optimizer(optimizer):
-    model = build("gpt")
-    optimizers = gpt.make_optimizers(gpt.Config(optimizer=optimizer), model)
+def test_every_parameter_has_one_optimizer(rung, optimizer):
+    module, model = importlib.import_module(rung), build(rung)
+    optimizers = module.make_optimizers(module.Config(optimizer=optimizer), model)
     held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert len(held) == len(set(held)) and set(held) == set(model.parameters())
+    if optimizer == "muon":
+        muon = {
+            name
+            for name, p in model.named_parameters()
+            if any(p is held for held in optimizers[1].param_groups[0]["params"])
+        }
+        assert muon == {name for name, p in model.blocks.named_parameters("blocks") if p.ndim == 2}
 
 
-def test_gpt_learns_a_single_batch_by_heart(text_file):
+@pytest.mark.parametrize("rung", ["gpt", "modern_gpt"])
+def test_a_gpt_learns_a_single_batch_by_heart(text_file, rung):
     torch.manual_seed(1)
+    gpt = importlib.import_module(rung)
     data = dataset(text_file, block_size=32, batch_size=4)
     config = gpt.Config(n_layer=2, n_head=2, n_embd=64, block_size=32, learning_rate=5e-3)
     model = gpt.GPT(config, data.vocab_size)
@@ -97,6 +116,7 @@ def test_shakespeare_is_split_as_the_field_does(shakespeare):
         ("single_head", "--max_iters=500", 2.45),
         ("multi_head", "--max_iters=300", 2.30),
         ("gpt", "--max_iters=150 --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 --dtype=float32", 2.35),
+        ("modern_gpt", "--max_iters=150 --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 --dtype=float32", 2.25),
     ],
 )
 def test_short_runs_on_shakespeare(shakespeare, tmp_path, rung, flags, bound):
