@@ -2,7 +2,7 @@
 
 New against rung 4: rotary positions instead of learned ones; RMSNorm, of queries and keys too; ReLU squared; no biases;
 what adds to the residual stream starts at zero; the head has weights of its own; the learning rate rests at its highest
-before it falls; windows are short at first. Each comes from the paper named beside it.
+before it falls; windows are short at first. The papers are named in their places.
 """
 
 from dataclasses import dataclass
@@ -50,10 +50,9 @@ def norm(x):
 
 
 def rotation_of(positions, D):
-    """Rotary positions (Su et al., arXiv:2104.09864): the cosines and sines (2, T, D) that turn a head's D numbers.
+    """Rotary positions (Su et al., arXiv:2104.09864): cosines and sines (2, T, D) that turn each pair d, d + D / 2.
 
-    Numbers d and d + D / 2 are a point in the plane, which turns by 10000^(-2d/D) for each position; q . k then depends
-    on how far apart two tokens are, not on where they stand.
+    A position turns it by 10000^(-2d/D), so that q . k depends on how far apart two tokens are, not on where they are.
     """
     angles = positions[:, None] * 10000 ** -torch.arange(0, 1, 2 / D, device=positions.device)  # (T, D / 2)
     cos, sin = angles.cos(), angles.sin()
@@ -214,7 +213,7 @@ def learning_rate_at(step, config):
 
 
 def context_at(step, config):
-    """Sequence length warm-up (Li et al., arXiv:2108.06084): an eighth of block_size, then a quarter, half, all of it."""
+    """Sequence length warm-up (Li et al., arXiv:2108.06084): an eighth of block_size, a quarter, half, all of it."""
     quarter = 4 * (step - 1) // config.max_iters  # of training: 0 to 3
     return max(1, config.block_size >> (3 - quarter))
 

@@ -8,10 +8,11 @@ import torch
 from conftest import RUNGS, train_tiny, write_text
 
 import gpt
+import modern_gpt
 import pyg_free_gat
 import sample
 from data import UserError
-from results import parse_config
+from results import bench, parse_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,6 +104,11 @@ BAD_GPT = [
     ("--resume --out=older", "a checkpoint of another version of gpt.py"),
     ("--resume --out=run", "a larger --max_iters goes on with it"),
 ]
+BAD_MODERN = [
+    ("--n_embd=12 --n_head=4", "--n_embd 12 must be a multiple of twice --n_head 4"),
+    ("--warmdown_ratio=-1", "--warmdown_ratio -1.0: must be at least 0"),
+    ("--resume --out=run", "a checkpoint of gpt.py, not of modern_gpt.py"),
+]
 BAD_GAT = [
     ("--layer=gcn", "--layer gcn: must be one of gat, gatv2, dot, mean, max"),
     ("--gat_version=GATv3Conv", "--gat_version GATv3Conv: must be one of GATConv, GATv2Conv"),
@@ -188,6 +194,15 @@ def test_bad_flags_of_gpt(workplace, flags, message):
     check_error(workplace, gpt.main, ["--data=corpus.txt", "--out=new", "--device=cpu", *flags.split()], message)
 
 
+@pytest.mark.parametrize(("flags", "message"), BAD_MODERN)
+def test_bad_flags_of_modern_gpt(workplace, flags, message):
+    check_error(workplace, modern_gpt.main, ["--data=corpus.txt", "--out=new", "--device=cpu", *flags.split()], message)
+
+
+def test_a_checkout_of_nanogpt_that_is_none(workplace):
+    check_error(workplace, bench.main, ["--only=loss", "--nanogpt=run"], "--nanogpt run: there is no train.py in it")
+
+
 @pytest.mark.parametrize(("flags", "message"), BAD_GAT)
 def test_bad_flags_of_pyg_free_gat(workplace, flags, message):
     check_error(
@@ -200,7 +215,9 @@ def test_bad_flags_of_sample(workplace, flags, message):
     check_error(workplace, sample.main, flags.split(), message)
 
 
-@pytest.mark.parametrize("script", [*RUNGS, "sample", "results/plot", "results/explain", "results/bench"])
+@pytest.mark.parametrize(
+    "script", [*RUNGS, "sample", "results/plot", "results/explain", "results/bench", "results/ablation"]
+)
 def test_an_error_is_one_line_and_exit_code_2(script, tmp_path):
     done = subprocess.run(
         [sys.executable, f"{ROOT / script}.py", "somewhere", "--bogus"], cwd=tmp_path, capture_output=True, text=True

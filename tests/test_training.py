@@ -59,6 +59,16 @@ def test_learning_rate_of_modern_gpt_rises_rests_and_falls():
     assert rates[70:] == pytest.approx([step / 30 for step in range(30, 0, -1)])
 
 
+def test_windows_of_modern_gpt_double_until_they_are_whole():
+    config = modern_gpt.Config(block_size=256, max_iters=8)
+    assert [modern_gpt.context_at(step, config) for step in range(1, 9)] == [32, 32, 64, 64, 128, 128, 256, 256]
+    assert {modern_gpt.context_at(step, modern_gpt.Config(block_size=4, max_iters=8)) for step in range(1, 9)} == {
+        1,
+        2,
+        4,
+    }
+
+
 @pytest.mark.parametrize("rung", GPTS)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_every_parameter_has_one_optimizer(rung, optimizer):
