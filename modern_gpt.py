@@ -213,7 +213,10 @@ def learning_rate_at(step, config):
 
 
 def context_at(step, config):
-    """Sequence length warm-up (Li et al., arXiv:2108.06084): an eighth of block_size, a quarter, half, all of it."""
+    """Sequence length warm-up (Li et al., arXiv:2108.06084): an eighth of block_size, a quarter, half, all of it.
+
+    A step has as many tokens as ever, and evaluations before the last quarter of training are in short windows too.
+    """
     quarter = 4 * (step - 1) // config.max_iters  # of training: 0 to 3
     return max(1, config.block_size >> (3 - quarter))
 
@@ -226,8 +229,9 @@ def train(config, data, model):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
-        t = context_at(step, config)
-        x, y = (ids.unfold(1, t, t).flatten(0, 1) for ids in data.batch("train"))  # (B T / t, t), (B T / t, t)
+        data.block_size = context_at(step, config)
+        data.batch_size = config.batch_size * config.block_size // data.block_size
+        x, y = data.batch("train")  # (B, T), (B, T)
         loss = loss_of(compiled, x, y)
         model.zero_grad()
         loss.backward()

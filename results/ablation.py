@@ -26,7 +26,7 @@ from data import Dataset, choose_dtype
 from results.cli import Parser, run_main
 
 FILE = Path(__file__).resolve().parent / "published" / "ablation.csv"
-STEPS, EVAL_INTERVAL, SEEDS = 120, 40, (1, 2, 3)
+STEPS, EVAL_INTERVAL, SEEDS = 120, 30, (1, 2, 3)
 
 
 class PerHead(nn.Module):
@@ -147,9 +147,10 @@ def train(row, seed, **sizes):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, config)
-        t = modern_gpt.context_at(step, config) if "+ sequence length warm-up" in adopted else config.block_size
-        x, y = (ids.unfold(1, t, t).flatten(0, 1) for ids in data.batch("train"))  # (B T / t, t), (B T / t, t)
-        loss = modern_gpt.loss_of(model, x, y)
+        if "+ sequence length warm-up" in adopted:
+            data.block_size = modern_gpt.context_at(step, config)
+            data.batch_size = config.batch_size * config.block_size // data.block_size
+        loss = modern_gpt.loss_of(model, *data.batch("train"))
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
