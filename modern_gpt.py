@@ -90,12 +90,13 @@ class Attention(nn.Module):
         B, T, C = x.shape
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
-        # QK-norm (Henry et al., arXiv:2010.04245): only directions count, so that no score grows without bound.
+        # QK-norm (Henry et al., arXiv:2010.04245): only directions count, and no score can exceed 2 sqrt(D).
         q, k = rotate(norm(torch.stack((q, k))), rotation)
         if cache is not None:
             cache[:, :, :, past : past + T] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each
-        read = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # (B, H, T, D); one token alone may read all
+        scale = 2 / q.shape[-1] ** 0.5
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, scale=scale)  # (B, H, T, D)
         return self.projection(read.transpose(1, 2).reshape(B, T, C))
 
 

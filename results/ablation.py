@@ -63,7 +63,7 @@ def rms_norm(model):
 
 
 def qk_norm(model):
-    to_queries_and_keys(model, modern_gpt.norm)
+    to_queries_and_keys(model, lambda x: 2**0.5 * modern_gpt.norm(x))
 
 
 def relu2(model):
@@ -108,13 +108,7 @@ def softcap(model):
     model.head = nn.Sequential(model.head, Softcap())
 
 
-def embedding_norm(model):
-    model.token_embedding = nn.Sequential(
-        model.token_embedding, nn.RMSNorm(model.config.n_embd, elementwise_affine=False)
-    )
-
-
-EXTRAS = {"logits capped at 15 tanh(x / 15)": softcap, "RMSNorm of the token embedding": embedding_norm}
+EXTRAS = {"+ logits capped, 15 tanh(x / 15); left out": softcap}
 ROWS = ["gpt.py", *IDEAS, "+ untied head: modern_gpt.py", *EXTRAS]
 
 

@@ -245,6 +245,8 @@ def test_modern_gpt_equals_hugging_face_nanochat():
                     weight = weight.view(H, 2, -1, C).flip(1).reshape(C, C)
                 state[f"model.layers.{i}.{name}.weight"] = weight
         theirs.load_state_dict(state)
+        for layer in theirs.model.layers:
+            layer.self_attn.scaling *= 2
         ids = torch.randint(65, (2, 48))
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-6, rtol=0)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
