@@ -216,10 +216,10 @@ def learning_rate_at(step, config):
 def context_at(step, config):
     """Sequence length warm-up (Li et al., arXiv:2108.06084): an eighth of block_size, a quarter, half, all of it.
 
-    A step has as many tokens as ever, and evaluations before the last quarter of training are in short windows too.
+    Each but the last is for a twelfth of the steps, with as many tokens as ever; evaluations are then as short.
     """
-    quarter = 4 * (step - 1) // config.max_iters  # of training: 0 to 3
-    return max(1, config.block_size >> (3 - quarter))
+    doublings = min(3, 12 * (step - 1) // config.max_iters)
+    return max(1, config.block_size >> (3 - doublings))
 
 
 def train(config, data, model):

@@ -1,7 +1,7 @@
 """From gpt.py to modern_gpt.py, one idea a row: the validation loss after equal steps and after equal seconds.
 
-python results/ablation.py                           # trains what is missing in the file below, prints the table
-python results/ablation.py --row "+ rotary" --seed 2
+python results/ablation.py                          # trains what is missing in the file below, prints the table
+python results/ablation.py --row gpt.py --seed 2
 
 A row is the row before and one idea more, put into a model of gpt.py, up to modern_gpt.py as it stands; then come
 things tried on top of that and left out. All have the sizes, the learning rate and the weight decay of modern_gpt.py's

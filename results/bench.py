@@ -509,14 +509,16 @@ def processor():
 
 
 def table(title, seconds, last):
-    """Lines of Markdown: medians and ranges in ms, ratios to the first row, and the columns `last`: head -> cells."""
+    """Lines of Markdown: medians and ranges, ratios to the first row, and the columns `last`: head -> cells."""
     first = statistics.median(next(iter(seconds.values())))
-    heads = ["", "ms", "range", "ratio", *last]
+    unit, scale = ("s", 1) if first > 10 else ("ms", 1000)
+    heads = ["", unit, "range", "ratio", *last]
     yield from ("", title, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|")
     for name, times in seconds.items():
-        ms = [f"{1000 * f(times):,.{0 if f(times) > 0.1 else 2}f}" for f in (statistics.median, min, max)]
+        figures = [scale * f(times) for f in (statistics.median, min, max)]
+        median, low, high = (f"{figure:,.{0 if figure > 100 else 1 if figure > 10 else 2}f}" for figure in figures)
         ratio = f"{statistics.median(times) / first:.2f}"
-        yield f"| {' | '.join([name, ms[0], f'{ms[1]} to {ms[2]}', ratio, *(last[head][name] for head in last)])} |"
+        yield f"| {' | '.join([name, median, f'{low} to {high}', ratio, *(last[head][name] for head in last)])} |"
 
 
 def compare(which, rounds, device, quick):

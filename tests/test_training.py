@@ -60,13 +60,11 @@ def test_learning_rate_of_modern_gpt_rises_rests_and_falls():
 
 
 def test_windows_of_modern_gpt_double_until_they_are_whole():
-    config = modern_gpt.Config(block_size=256, max_iters=8)
-    assert [modern_gpt.context_at(step, config) for step in range(1, 9)] == [32, 32, 64, 64, 128, 128, 256, 256]
-    assert {modern_gpt.context_at(step, modern_gpt.Config(block_size=4, max_iters=8)) for step in range(1, 9)} == {
-        1,
-        2,
-        4,
-    }
+    config = modern_gpt.Config(block_size=256, max_iters=24)
+    contexts = [modern_gpt.context_at(step, config) for step in range(1, 25)]
+    assert contexts == [32, 32, 64, 64, 128, 128] + [256] * 18
+    config = modern_gpt.Config(block_size=4, max_iters=24)
+    assert {modern_gpt.context_at(step, config) for step in range(1, 25)} == {1, 2, 4}
 
 
 @pytest.mark.parametrize("rung", GPTS)
