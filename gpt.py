@@ -139,13 +139,13 @@ def generate(model, ids, max_new_tokens, **choice):
     """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token.
 
     Keys and values are kept, so that each token is computed once. When the window of block_size is full, its last half
-    is read anew: sliding it by one would move every token to another position, and all that is kept would be stale.
+    is read anew: were it to slide by one, all that is kept would be stale, since each token has read the one left out.
     """
     training = model.training
     model.eval()
     B, block_size, n_head = len(ids), model.config.block_size, model.config.n_head
     kept = (model.config.n_layer, 2, B, n_head, block_size, model.config.n_embd // n_head)
-    cache = torch.empty(kept, device=ids.device)
+    cache = model.token_embedding.weight.new_empty(kept)
     start, past = max(0, ids.shape[1] - block_size), 0  # where the window begins, how much of it is in the cache
     for _ in range(max_new_tokens):
         if ids.shape[1] - start > block_size:
