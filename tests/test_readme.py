@@ -13,7 +13,7 @@ import gpt
 import pyg_free_gat
 import sample
 from pyg_free_gat import LAYERS
-from results import plot
+from results import ablation, plot
 from results.cli import read_flags
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,10 @@ def test_the_row_of_a_layer_is_its_published_run(layer):
     *_, parameters, nats, _ = cells(f"`{layer}`")
     assert (parameters, nats) == (f"{about['parameters']:,}", f"{loss:.3f}")
     assert about["commands"] == [f"python pyg_free_gat.py --layer {layer} --out results/published/{layer}"]
+
+
+def test_the_table_of_the_ablation_is_its_file():
+    assert "\n".join(ablation.table(ablation.read())) in README
 
 
 def test_the_layer_of_ones_own_trains_as_it_stands(monkeypatch, text_file, tmp_path):
