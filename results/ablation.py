@@ -1,11 +1,12 @@
 """From gpt.py to modern_gpt.py, one idea a row: the validation loss after equal steps and after equal seconds.
 
-python results/ablation.py                          # trains what is missing in the file below, prints the table
+python results/ablation.py                          # trains and measures what is missing, prints the table
 python results/ablation.py --row gpt.py --seed 2
 
 A row is the row before and one idea more, put into a model of gpt.py, up to modern_gpt.py as it stands; then come
 things tried on top of that and left out. All have the sizes, the learning rate and the weight decay of modern_gpt.py's
-defaults for a CPU, and fewer steps. Seconds are those of training alone. Times lie if anything else is running.
+defaults for a CPU, and fewer steps. How long a step takes is measured at the end, all rows by turns, so that whatever
+slows the machine slows all of them; equal seconds are as many steps as a row then makes in the time of gpt.py's.
 """
 
 import argparse
@@ -25,7 +26,8 @@ import modern_gpt
 from data import Dataset, choose_dtype
 from results.cli import Parser, run_main
 
-FILE = Path(__file__).resolve().parent / "published" / "ablation.csv"
+PUBLISHED = Path(__file__).resolve().parent / "published"
+LOSSES, PACES = PUBLISHED / "ablation.csv", PUBLISHED / "ablation_seconds.csv"
 STEPS, EVAL_INTERVAL, SEEDS = 120, 30, (1, 2, 3)
 
 
@@ -125,8 +127,8 @@ def build(row, config, vocab_size):
     return model
 
 
-def train(row, seed, **sizes):
-    """Trains a row; yields step, seconds of training and validation loss after every EVAL_INTERVAL steps."""
+def trainer(row, seed, **sizes):
+    """A row's model, its data, and a function that takes one step of training, of a number from 1 to STEPS."""
     config = modern_gpt.Config(seed=seed, max_iters=STEPS, device="cpu", **sizes)
     config.dtype, _ = choose_dtype(config.dtype, config.device)
     adopted = ROWS[1 : ROWS.index(row) + 1]
@@ -135,14 +137,13 @@ def train(row, seed, **sizes):
     data = Dataset(config)
     model = build(row, config, data.vocab_size)
     optimizers = modern_gpt.make_optimizers(config, model)
-    seconds = 0.0
-    for step in range(1, STEPS + 1):
-        start = time.perf_counter()
+
+    def step(number):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, config)
+                group["lr"] = rate_at(number, config)
         if "+ sequence length warm-up" in adopted:
-            data.block_size = modern_gpt.context_at(step, config)
+            data.block_size = modern_gpt.context_at(number, config)
             data.batch_size = config.batch_size * config.block_size // data.block_size
         loss = modern_gpt.loss_of(model, *data.batch("train"))
         model.zero_grad()
@@ -150,44 +151,70 @@ def train(row, seed, **sizes):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        seconds += time.perf_counter() - start
-        if step % EVAL_INTERVAL == 0:
-            yield step, seconds, modern_gpt.evaluate(model, data)
+
+    return model, data, step
 
 
-def read():
-    """What FILE holds: (row, seed) -> its (step, seconds, loss)s."""
-    runs = {}
-    if FILE.exists():
-        with open(FILE, encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                run = runs.setdefault((line["row"], int(line["seed"])), [])
-                run.append((int(line["step"]), float(line["seconds"]), float(line["val_loss"])))
-    return runs
+def train(row, seed, **sizes):
+    """Trains a row; yields the step and the validation loss after every EVAL_INTERVAL steps."""
+    model, data, step = trainer(row, seed, **sizes)
+    for number in range(1, STEPS + 1):
+        step(number)
+        if number % EVAL_INTERVAL == 0:
+            yield number, modern_gpt.evaluate(model, data)
 
 
-def loss_at(run, seconds):
-    """The loss of a run when it had trained for so many seconds, in a line between the evaluations on either side."""
-    for (_, before, high), (_, after, low) in zip(run, run[1:]):
-        if seconds <= after:
-            return high + (low - high) * (seconds - before) / (after - before)
-    return run[-1][2]
+def measure(rounds=16, **sizes):
+    """Seconds of a step in each round, in which every row has its turn: row -> list."""
+    steps = {row: trainer(row, 1, **sizes)[2] for row in ROWS}
+    seconds = {row: [] for row in ROWS}
+    for _ in range(rounds):
+        for row, step in steps.items():
+            start = time.perf_counter()
+            step(STEPS)
+            seconds[row].append(time.perf_counter() - start)
+    return seconds
+
+
+def read(file, *key):
+    """What a file holds: values of the columns `key` -> list of the other values, as numbers."""
+    found = {}
+    if file.exists():
+        with open(file, encoding="utf-8", newline="") as lines:
+            for line in csv.DictReader(lines):
+                found.setdefault(tuple(line.pop(name) for name in key), []).append([*map(float, line.values())])
+    return found
+
+
+def append(file, head, rows):
+    new = not file.exists()
+    with open(file, "a", encoding="utf-8", newline="") as lines:
+        csv.writer(lines, lineterminator="\n").writerows([head] * new + rows)
+
+
+def loss_at(run, step):
+    """The loss of a run after a step, in a line between the evaluations on either side."""
+    for (before, high), (after, low) in zip(run, run[1:]):
+        if step <= after:
+            return high + (low - high) * (step - before) / (after - before)
+    return run[-1][1]
 
 
 def spread(losses):
     return f"{statistics.mean(losses):.3f}" + (f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else "")
 
 
-def table(runs):
-    """Lines of Markdown. Equal seconds are those that gpt.py takes for all its steps, by the mean of its runs."""
-    budget = statistics.mean(run[-1][1] for (row, _), run in runs.items() if row == ROWS[0])
-    yield f"| | after {STEPS} steps | after {budget:.0f} s | ms a step |"
+def table():
+    """Lines of Markdown."""
+    runs, paces = read(LOSSES, "row", "seed"), read(PACES, "row")
+    pace = {row: min(seconds for _, seconds in rounds) for (row,), rounds in paces.items()}  # what nothing disturbed
+    yield f"| | after {STEPS} steps | after as many seconds as `gpt.py` | ms a step |"
     yield "|---|---|---|---|"
     for row in ROWS:
         if of_row := [run for (name, _), run in runs.items() if name == row]:
-            pace = statistics.median(1000 * run[-1][1] / run[-1][0] for run in of_row)
-            steps, seconds = spread([run[-1][2] for run in of_row]), spread([loss_at(run, budget) for run in of_row])
-            yield f"| {row} | {steps} | {seconds} | {pace:.0f} |"
+            equal = STEPS * pace[ROWS[0]] / pace[row]
+            losses = spread([run[-1][1] for run in of_row]), spread([loss_at(run, equal) for run in of_row])
+            yield f"| {row} | {losses[0]} | {losses[1]} | {1000 * pace[row]:.0f} |"
 
 
 def main(argv=None):
@@ -195,19 +222,18 @@ def main(argv=None):
     parser.add_argument("--row", choices=ROWS, help="one row instead of all")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="one seed instead of all")
     flags = parser.parse_args(argv)
-    runs = read()
+    runs = read(LOSSES, "row", "seed")
     for seed in [flags.seed] if flags.seed else SEEDS:
         for row in [flags.row] if flags.row else ROWS:
-            if (row, seed) not in runs:
-                runs[row, seed] = list(train(row, seed))
-                print(row, seed, *runs[row, seed][-1], flush=True)
-                new = not FILE.exists()
-                with open(FILE, "a", encoding="utf-8", newline="") as file:
-                    writer = csv.writer(file, lineterminator="\n")
-                    if new:
-                        writer.writerow(("row", "seed", "step", "seconds", "val_loss"))
-                    writer.writerows((row, seed, n, f"{s:.2f}", f"{loss:.6f}") for n, s, loss in runs[row, seed])
-    print("\n".join(table(runs)))
+            if (row, str(seed)) not in runs:
+                run = [(row, seed, step, f"{loss:.6f}") for step, loss in train(row, seed)]
+                print(*run[-1], flush=True)
+                append(LOSSES, ("row", "seed", "step", "val_loss"), run)
+    if not PACES.exists():
+        seconds = measure()
+        rounds = [(row, n, f"{t:.4f}") for row in seconds for n, t in enumerate(seconds[row], 1)]
+        append(PACES, ("row", "round", "seconds"), rounds)
+    print("\n".join(table()))
 
 
 if __name__ == "__main__":

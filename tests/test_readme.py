@@ -54,7 +54,7 @@ def test_the_row_of_a_layer_is_its_published_run(layer):
 
 
 def test_the_table_of_the_ablation_is_its_file():
-    assert "\n".join(ablation.table(ablation.read())) in README
+    assert "\n".join(ablation.table()) in README
 
 
 def test_the_layer_of_ones_own_trains_as_it_stands(monkeypatch, text_file, tmp_path):
