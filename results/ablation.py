@@ -86,7 +86,7 @@ def zero_init(model):
 
 
 def of_training(model):
-    """Nothing of the model: see train()."""
+    """Nothing of the model: see trainer()."""
 
 
 IDEAS = {

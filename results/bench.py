@@ -56,10 +56,9 @@ from results.cli import Parser, run_main
 QUICK = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2)
 
 
-def sizes_of(rung, full=False, **sizes):
-    """The rung's options at its default or its full size, with `sizes` over them."""
-    full = {f.name: f.metadata["full"] for f in fields(rung.Config) if full and f.metadata["full"] is not None}
-    return full | sizes
+def full_sizes(rung):
+    """The options that `--size full` sets in a rung."""
+    return {f.name: f.metadata["full"] for f in fields(rung.Config) if f.metadata["full"] is not None}
 
 
 def config_of(rung, device, quick, **sizes):
@@ -90,7 +89,8 @@ def training_step(rung, compile=False, **sizes):
         def call():
             model.zero_grad()
             rung.loss_of(compiled, ids[:, :-1], ids[:, 1:]).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if hasattr(rung, "make_optimizers"):  # the first three rungs do not clip
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
             return config.batch_size * config.block_size
@@ -108,7 +108,7 @@ def train():
             name: training_step(rung) for name, rung in (rungs | gpts).items()
         },
         "A step of training at full size": {
-            name: training_step(rung, **sizes_of(rung, full=True)) for name, rung in gpts.items()
+            name: training_step(rung, **full_sizes(rung)) for name, rung in gpts.items()
         },
     }
 
@@ -145,7 +145,7 @@ def writing(rung, way, **how):
     """A case: 1,000 characters from a model of full size."""
 
     def case(device, quick):
-        model = model_of(rung, config_of(rung, device, quick, **sizes_of(rung, full=True))).eval()
+        model = model_of(rung, config_of(rung, device, quick, **full_sizes(rung))).eval()
         tokens = 40 if quick else 1000
 
         def call():
