@@ -21,8 +21,9 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 class Config(Flags):
     size: str = option("auto", "auto: full on cuda, else small", choices=("auto", "small", "full"))
     batch_size: int = option(16, "B: windows of text in a step", full=64)
+    grad_accum: int = option(1, "batches whose gradients add up to a step's")
     block_size: int = option(256, "T: characters in a window")
-    n_layer: int = option(3, "blocks", full=6)
+    n_layer: int = option(3, "blocks", full=6, below=1000)
     n_head: int = option(4, "H: heads of attention", full=6)
     n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
     dropout: float = option(0.0, "share set to 0 of all that the stream is the sum of", full=0.2, below=1)
@@ -226,16 +227,18 @@ def train(config, data, model):
     optimizers = make_optimizers(config, model)
     run = Run(config, data, model, *optimizers)
     compiled = torch.compile(model) if config.compile else model
+    replica = run.replicate(compiled)
     for step in run.steps():
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
         data.block_size = context_at(step, config)
         data.batch_size = config.batch_size * config.block_size // data.block_size
-        x, y = data.batch("train")  # (B, T), (B, T)
-        loss = loss_of(compiled, x, y)
         model.zero_grad()
-        loss.backward()
+        for _ in range(config.grad_accum):
+            x, y = data.batch("train")  # (B, T), (B, T)
+            loss = loss_of(replica, x, y)
+            (loss / config.grad_accum).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

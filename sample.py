@@ -15,6 +15,7 @@ import pyg_free_gat
 import single_head
 from data import CharTokenizer, UserError, choose_device
 from results import load_checkpoint, option, parse, run_main, sample_text
+from results.cli import saved_options
 
 # What a checkpoint may name: nothing else is ever built or imported because a file says so.
 RUNGS = {
@@ -49,7 +50,7 @@ def load(folder, device):
         module, build = RUNGS[state["rung"]]
         tokenizer = CharTokenizer(state["alphabet"])
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims
-            model = build(module.Config(**state["config"]), len(tokenizer))
+            model = build(module.Config(**saved_options(module.Config, state, folder)), len(tokenizer))
         model.load_state_dict(state["model"], assign=True)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: a damaged checkpoint ({type(error).__name__})") from None

@@ -103,10 +103,11 @@ def evaluate(model, data):
 def train(config, data, model):
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
     run = Run(config, data, model, optimizer)
+    replica = run.replicate(model)
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / config.max_iters)
         x, y = data.batch("train")  # (B, T), (B, T)
-        loss = loss_of(model, x, y)
+        loss = loss_of(replica, x, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

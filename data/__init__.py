@@ -1,4 +1,4 @@
-"""What goes in: the corpus, its characters as ids, the batches, and the device that they land on."""
+"""What goes in: the corpus, its characters as ids, the batches, the device and the processes that they land on."""
 
 from .dataset import Dataset
 from .device import DTYPES, choose_device, choose_dtype

@@ -84,8 +84,8 @@ def load_text(path=""):
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"--data {path}: not UTF-8 text (byte {error.start}: {error.reason})") from None
-    except OSError as error:
-        raise UserError(f"--data {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise UserError(f"--data {path}: {getattr(error, 'strerror', error)}") from None
     if not text:
         raise UserError(f"--data {path}: the file is empty")
     return text

@@ -4,13 +4,15 @@ import torch
 
 from .corpus import load_text
 from .errors import UserError
+from .processes import rank, world_size
 from .tokenizer import CharTokenizer
 
 
 class Dataset:
     """A text in batches of character ids: its first 90% of characters train, its last 10% validate.
 
-    Takes from `config`: data, block_size, batch_size, device, seed. Raises UserError for a text that is too short.
+    Takes from `config`: data, block_size, batch_size, device, seed. Raises UserError for a text that is too short, or a
+    batch that several processes cannot share.
     x and y are (B, T) int64 on the device; y is x one character on.
     """
 
@@ -29,15 +31,18 @@ class Dataset:
             enough = 10 * (self.block_size + 1)
             few = f"{len(text):,} characters of text are too few for --block_size {self.block_size}"
             raise UserError(f"{few}; {enough:,} are enough")
+        if self.batch_size % world_size():
+            raise UserError(f"--batch_size {self.batch_size} must be a multiple of the {world_size()} processes")
 
     @property
     def vocab_size(self):
         return len(self.tokenizer)
 
     def batch(self, split):
-        """`batch_size` random windows of the split: x, y."""
+        """`batch_size` random windows of the split: x, y; of several processes each has its share of them."""
         ids = self.splits[split]
         start = torch.randint(len(ids) - self.block_size, (self.batch_size, 1), generator=self.generator)
+        start = start[rank() :: world_size()]
         chunk = ids[start.to(self.device) + torch.arange(self.block_size + 1, device=self.device)].long()  # (B, T+1)
         return chunk[:, :-1], chunk[:, 1:]
 

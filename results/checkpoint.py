@@ -1,4 +1,7 @@
+import hashlib
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -6,33 +9,60 @@ import torch
 from data import UserError
 
 
-def write_atomically(path, write):
-    """Has `write(file)` fill a file beside `path`, then renames it, so that `path` is always whole."""
+def write_atomically(path, content):
+    """Writes bytes beside `path`, down to the disk, then renames them, so that `path` is always whole.
+
+    Raises OSError if that fails, as on a full disk; what was in `path` is then still there.
+    """
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        former = ", the former one stands" if path.exists() else ""
+        raise OSError(f"{path}: not written{former}: {error.strerror}") from None
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # without it a power cut can undo the renaming
+        os.close(folder)
 
 
 def save_checkpoint(folder, state):
-    write_atomically(Path(folder) / "checkpoint.pt", lambda file: torch.save(state, file))
+    """Keeps `state` in the folder's checkpoint.pt: as torch.save has it, and the sha256 of that at the end."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    write_atomically(Path(folder) / "checkpoint.pt", content + hashlib.sha256(content).digest())
 
 
 def load_checkpoint(folder, rung=None):
     """The state that `save_checkpoint` was given, on the CPU; nothing in the file is executed.
 
-    Raises UserError if there is none, if it cannot be read, or if it is of another rung than `rung`.
+    Raises UserError if there is none, if a bit of it has changed, if it would take more memory than the file has bytes,
+    or if it is of another rung than `rung`.
     """
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
         raise UserError(f"{path}: there is no checkpoint here")
+    content = path.read_bytes()
+    content, digest = content[:-32], content[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise UserError(f"{path}: not a checkpoint, or a damaged one (its sha256 differs)")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(io.BytesIO(content)) as parts:
+            claimed = sum(part.file_size for part in parts.infolist())
+        if claimed > len(content):
+            raise MemoryError
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         found = state["rung"]
-    except Exception as error:  # bytes that are no checkpoint can raise anything in the unpickler
-        raise UserError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
+        if sum(tensor.nbytes for tensor in state["model"].values()) > len(content):  # a stride of 0 makes many of one
+            raise MemoryError
+    except Exception as error:  # what a stranger made can raise anything in the unpickler
+        raise UserError(f"{path}: not a checkpoint ({type(error).__name__})") from None
     if rung not in (None, found):
         raise UserError(f"{path}: this is a checkpoint of {found}.py, not of {rung}.py")
     return state

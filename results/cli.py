@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import math
+import re
 import sys
 import textwrap
 import tomllib
@@ -11,6 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 from data import UserError, choose_device, choose_dtype
+from data.processes import join, leave, several
 
 from .checkpoint import load_checkpoint
 
@@ -18,11 +20,11 @@ from .checkpoint import load_checkpoint
 MAY_CHANGE = {"max_iters", "eval_interval", "device", "dtype", "compile", "data", "out", "resume", "mfu"}
 
 
-def option(default, meaning, *, full=None, choices=None, least=None, below=math.inf):
+def option(default, meaning, *, full=None, choices=None, least=None, below=None):
     """A dataclass field that is a flag, with what `--help` says of it. A flag without a default (MISSING) is required.
 
     full: the default under `--size full`. choices: all that it may be. Numbers are at least `least` (if not said
-    otherwise 1 for an int, 0 for a float) and less than `below`.
+    otherwise 1 for an int, 0 for a float) and less than `below` (2^31, infinity).
     """
     return field(default=default, metadata=dict(meaning=meaning, full=full, choices=choices, least=least, below=below))
 
@@ -42,16 +44,25 @@ class Flags:
 def run_main(main):
     """Runs a script's main(): what the user can mend is one line on stderr and exit code 2, Ctrl-C exit code 130.
 
-    What goes wrong on the way (a full disk, a loss that is not finite) is one line and exit code 1.
+    What goes wrong on the way (a full disk, a loss that is not finite, another process that ends) is one line and exit
+    code 1.
     """
     sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character of the text
     try:
         main()
-    except (UserError, OSError, FloatingPointError) as error:
+    except (UserError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or re.search("tried to allocate|calculation overflowed", str(error), re.I):
+            error = UserError("not enough memory; a smaller --batch_size, --block_size or --n_embd takes less")
+        elif several() and "gloo" in str(error):
+            error = OSError("another process has ended")
+        elif isinstance(error, RuntimeError):
+            raise
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        leave()
 
 
 def parse(cls, argv=None):
@@ -68,10 +79,12 @@ def parse_config(cls, argv=None):
     if "config" in given:
         given = read_toml(cls, given.pop("config")) | given
     given["out"] = given.get("out") or default_out(cls)
+    as_before = given.get("resume") and "device" not in given
     if given.get("resume"):
         given = resumed(cls, given)
     names = {f.name for f in fields(cls)}
     given["device"], why = choose_device(given.get("device", "auto"))
+    given["device"] = join(given["device"])
     why = f"device {given['device']} ({why})"
     if "dtype" in names:
         given["dtype"], why_dtype = choose_dtype(given.get("dtype", "auto"), given["device"])
@@ -82,7 +95,7 @@ def parse_config(cls, argv=None):
         if given["size"] == "full":
             given = {f.name: f.metadata["full"] for f in fields(cls) if f.metadata["full"] is not None} | given
     config = build(cls, given)
-    print(why)
+    print(f"device {config.device}, as before" if as_before else why)
     print(textwrap.fill(" ".join(f"{name}={value}" for name, value in asdict(config).items()), 100), flush=True)
     return config
 
@@ -114,8 +127,8 @@ def check(f, value, said):
         raise UserError(f"{said}: must be one of {', '.join(filter(None, f.metadata['choices']))}")
     if f.type in (int, float):
         least, below = f.metadata["least"], f.metadata["below"]
-        if least is None:
-            least = 1 if f.type is int else 0
+        least = (1 if f.type is int else 0) if least is None else least
+        below = (2**31 if f.type is int else math.inf) if below is None else below
         if not least <= value < below:  # which NaN is not
             above = "finite" if below == math.inf else f"below {below}"
             raise UserError(f"{said}: must be at least {least} and {above}")
@@ -160,16 +173,21 @@ def read_toml(cls, path):
         given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--config {path}: {error}") from None
+    return typed(cls, given, f"--config {path}")
+
+
+def typed(cls, given, where):
+    """The options in a dict that somebody wrote, each of its own type; an int may stand for a float."""
     types = {f.name: f.type for f in fields(cls)}
     for name, value in given.items():
         if name not in types:
-            raise UserError(f"--config {path}: there is no option {name}{nearest(name, types)}")
-        if types[name] is float and type(value) is int:
+            raise UserError(f"{where}: there is no option {name}{nearest(name, types)}")
+        if types[name] is float and type(value) is int and abs(value) < 2**53:
             given[name] = float(value)
         elif type(value) is not types[name]:
-            raise UserError(f"--config {path}: {name} must be of type {types[name].__name__}, not {value!r}")
+            raise UserError(f"{where}: {name} must be of type {types[name].__name__}, not {value!r}")
     return given
 
 
@@ -178,14 +196,27 @@ def nearest(name, names):
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def saved_options(cls, state, folder):
+    """The options in the state of a checkpoint, which may be a stranger's. Raises UserError for what cannot be."""
+    saved = state.get("config")
+    if not isinstance(saved, dict) or saved.keys() != {f.name for f in fields(cls)}:
+        raise UserError(f"{folder}: a checkpoint of another version of {rung_of(cls)}.py")
+    build(cls, typed(cls, saved, folder))
+    # Each block has at least one C x C matrix, so a model that the file has the weights of takes little memory.
+    if saved.get("n_layer", 1) * saved.get("n_embd", 1) ** 2 > sum(w.numel() for w in state["model"].values()):
+        raise UserError(f"{folder}: a damaged checkpoint (its weights are too few for its sizes)")
+    return saved
+
+
 def resumed(cls, given):
     """The options of the run in `out`, with those given on top that a run may change on its way."""
-    saved = load_checkpoint(given["out"], rung_of(cls)).get("config")
-    if not isinstance(saved, dict) or saved.keys() != {f.name for f in fields(cls)}:
-        raise UserError(f"{given['out']}: a checkpoint of another version of {rung_of(cls)}.py")
+    saved = saved_options(cls, load_checkpoint(given["out"], rung_of(cls)), given["out"])
     for name, value in given.items():
         if name not in MAY_CHANGE and value != saved[name]:
             raise UserError(f"--resume goes on with {name}={saved[name]}; {name}={value} needs a new run with --out")
-    if "device" in given:
+    if given.get("max_iters", saved["max_iters"]) != saved["max_iters"]:
+        print(f"{given['max_iters']} steps instead of {saved['max_iters']}: the learning rate falls to 0 after those")
+    if given.get("device", saved["device"]) != saved["device"]:
+        print(f"{given['device']} instead of {saved['device']}: losses may differ in their last bits from now on")
         saved.pop("dtype", None)  # chosen anew for it
     return saved | given

@@ -13,8 +13,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from data import UserError
+from data.processes import mean, rank, several, world_size
 
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from .cli import rung_of
@@ -29,7 +31,8 @@ class Run:
     """Keeps config.json, metrics.csv, checkpoint.pt, loss.png and sample.txt in `config.out`.
 
     A run that is already there is moved aside, or with `config.resume` goes on: model, optimizers, `data` and every
-    random generator are then set to where they stopped. Raises UserError if the folder holds anything but a run.
+    random generator are then set to where they stopped. Raises UserError if the folder holds anything but a run, or a
+    damaged one. Of several processes only the first writes.
     """
 
     def __init__(self, config, data, model, *optimizers):
@@ -37,12 +40,10 @@ class Run:
         self.folder = Path(config.out)
         self.step, self.losses, self.interrupted = 0, [], False
         self.device = torch.device(config.device)
-        seconds, commands = 0.0, []
-        if config.resume:
-            seconds, commands = self.restore()
-        else:
+        self.batch = config.batch_size * config.block_size * getattr(config, "grad_accum", 1)  # tokens of a step
+        seconds, commands = self.restore() if config.resume else (0.0, [])
+        if not config.resume and not rank():
             move_aside(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{rung_of(type(config))}: {parameters:,} parameters, results in {self.folder}", flush=True)
         about = {
@@ -52,19 +53,27 @@ class Run:
             "parameters": parameters,
             "corpus_sha256": data.sha256,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "machine": machine(self.device),
+            "machine": machine(self.device) + f", {world_size()} processes" * several(),
         }
         self.write("config.json", json.dumps(about, indent=2) + "\n")
         if not config.resume:
             self.write("metrics.csv", ",".join(NAMES) + "\n")
         if config.mfu:
             x, _ = next(data.windows("val"))
-            self.flops = training_flops(model, x[:1]) * config.batch_size * config.block_size  # of a step
-            self.peak = peak_flops(self.device, getattr(torch, getattr(config, "dtype", "float32")))
+            self.flops = training_flops(model, x[:1]) * self.batch  # of a step
+            self.peak = peak_flops(self.device, getattr(torch, getattr(config, "dtype", "float32"))) * world_size()
             print(f"peak: {self.peak / 1e9:,.0f} GFLOP/s; a step: {self.flops / 1e9:,.1f} GFLOP", flush=True)
         self.first_step, self.begun = self.step, time.perf_counter()
         self.start = self.begun - seconds
         self.logged, self.pace = (self.step, self.begun), math.nan
+
+    def replicate(self, model):
+        """`model`, or of several processes this one's replica: its backward pass averages the gradients over all."""
+        if not several():
+            return model
+        replica = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        replica.config = self.config  # as the model has it
+        return replica
 
     def steps(self):
         """Yields the steps still to do, up to max_iters; after Ctrl-C the step in hand is the last."""
@@ -76,7 +85,10 @@ class Run:
         handler = signal.signal(signal.SIGINT, interrupt)
         try:
             for step in range(self.step + 1, self.config.max_iters + 1):
+                if rank():  # dropout of its own, which a resumed run repeats
+                    torch.manual_seed(self.config.seed + 2**20 * step + rank())
                 yield step
+                self.interrupted = mean(self.interrupted) > 0
                 if self.interrupted:
                     self.save()
                     goes_on = "; --resume goes on from here" if step < self.config.max_iters else ""
@@ -88,25 +100,25 @@ class Run:
     def log(self, step, loss, val_loss=None):
         """Records a step's training loss (a scalar tensor) and, with a validation loss in nats, a checkpoint.
 
-        Raises FloatingPointError if the training loss is not finite; the last checkpoint stands.
+        Raises FloatingPointError if either is not finite; the last checkpoint stands.
         """
         self.step = step
         self.losses.append(loss.detach())
         if val_loss is None and step > 1 and step % LOG_INTERVAL:
             return
-        train_loss = torch.stack(self.losses).mean().item()  # the one place that waits for the device
+        train_loss = mean(torch.stack(self.losses).mean().item())  # the one place that waits for the device
         now, (last_step, last_time) = time.perf_counter(), self.logged
         if val_loss is None or self.config.eval_interval <= LOG_INTERVAL or math.isnan(self.pace):
             self.pace = (now - last_time) / (step - last_step)  # seconds a step, if possible without an evaluation
         self.losses.clear()
-        if not math.isfinite(train_loss):
-            learning_rate = self.optimizers[0].param_groups[0]["lr"]
-            raise FloatingPointError(f"the loss is {train_loss} at step {step} with learning rate {learning_rate:.3g}")
-        tokens = step * self.config.batch_size * self.config.block_size
-        seconds = time.perf_counter() - self.start
-        with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
+        for name, value in (("loss", train_loss), ("validation loss", val_loss)):
+            if value is not None and not math.isfinite(value):
+                rate = self.optimizers[0].param_groups[0]["lr"]
+                raise FloatingPointError(f"the {name} is {value} at step {step} with learning rate {rate:.3g}")
+        if not rank():
             val = "" if val_loss is None else f"{val_loss:.6f}"
-            file.write(f"{step},{tokens},{seconds:.2f},{train_loss:.6f},{val}\n")
+            with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
+                file.write(f"{step},{step * self.batch},{now - self.start:.2f},{train_loss:.6f},{val}\n")
         self.show(step, train_loss, val_loss)
         if val_loss is not None:
             self.save()
@@ -119,7 +131,7 @@ class Run:
         line = f"step {step:>{len(str(self.config.max_iters))}}/{self.config.max_iters}  train {train_loss:.4f}"
         if val_loss is not None:
             line += f"  val {val_loss:.4f} ({val_loss / math.log(2):.4f} bits/char)"
-        line += f"  {self.config.batch_size * self.config.block_size / self.pace:,.0f} tokens/s"
+        line += f"  {self.batch / self.pace:,.0f} tokens/s"
         if self.config.mfu:
             line += f" ({self.flops / self.pace / self.peak:.0%} MFU)"
         line += f"  ETA {eta}"
@@ -130,6 +142,8 @@ class Run:
 
     def save(self):
         """Writes all that an exact resumption needs."""
+        if rank():
+            return
         state = {
             "rung": rung_of(type(self.config)),
             "step": self.step,
@@ -146,35 +160,49 @@ class Run:
         save_checkpoint(self.folder, state)
 
     def restore(self):
+        """Sets all to where the run stopped; returns its seconds so far and its commands."""
         state = load_checkpoint(self.folder, rung_of(type(self.config)))
+        try:
+            return self.restore_from(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{self.folder}: a damaged run ({type(error).__name__})") from None
+
+    def restore_from(self, state):
         if state["corpus_sha256"] != self.data.sha256:
             raise UserError(f"the run in {self.folder} was trained on another text")
-        self.step = state["step"]
-        if self.step >= self.config.max_iters:
+        self.step = int(state["step"])
+        if not 0 <= self.step < self.config.max_iters:
             raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
-        self.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
+        self.losses = [torch.tensor(loss, dtype=torch.float32, device=self.device) for loss in state["losses"]]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            groups = optimizer.state_dict()["param_groups"]  # how it steps is this run's to say, not the file's
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+            for parameter, kept in optimizer.state.items():
+                if any(tensor.shape not in (parameter.shape, ()) for tensor in kept.values()):
+                    raise ValueError("not its optimizer's state")
         self.data.generator.set_state(state["generators"]["batches"])
         torch.set_rng_state(state["generators"]["cpu"])
         if self.device.type in state["generators"] and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(state["generators"][self.device.type], self.device)
+        commands = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["commands"]
         self.write("metrics.csv", state["metrics"])
-        return state["seconds"], json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["commands"]
+        return float(state["seconds"]), [*commands]
 
     def finish(self, generate):
         """Draws the loss curve, has the rung `generate` a page of text. Raises KeyboardInterrupt if that ended it."""
-        plot([self.folder], self.folder / "loss.png")
-        sample = dict(max_new_tokens=1000, seed=self.config.seed, temperature=0.8)
-        (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
-        self.write("sample.txt", text)
-        print(f"{text}\n\n{self.folder}: config.json metrics.csv checkpoint.pt loss.png sample.txt", flush=True)
+        if not rank():
+            plot([self.folder], self.folder / "loss.png")
+            sample = dict(max_new_tokens=1000, seed=self.config.seed, temperature=0.8)
+            (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
+            self.write("sample.txt", text)
+            print(f"{text}\n\n{self.folder}: config.json metrics.csv checkpoint.pt loss.png sample.txt", flush=True)
         if self.interrupted:
             raise KeyboardInterrupt
 
     def write(self, name, text):
-        write_atomically(self.folder / name, lambda file: file.write(text.encode()))
+        if not rank():
+            write_atomically(self.folder / name, text.encode())
 
 
 def generators(device):
@@ -186,16 +214,19 @@ def generators(device):
 
 
 def move_aside(folder):
-    """Renames the folder of a former run to say when it was moved: gpt-2026-11-22-143005."""
-    folder = folder.resolve()
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
-        return
-    config = folder / "config.json"
-    if not config.is_file() or '"rung"' not in config.read_text(encoding="utf-8"):
-        raise UserError(f"--out {folder}: there is something else than a run here; name another folder")
-    aside = folder.with_name(f"{folder.name}-{datetime.now():%Y-%m-%d-%H%M%S}")
-    folder.rename(aside)
-    print(f"the run in {folder} is now in {aside}", flush=True)
+    """Makes the folder; that of a former run is renamed to say when it was moved: gpt-2026-11-22-143005."""
+    try:
+        folder = folder.resolve()
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            config = folder / "config.json"
+            if not config.is_file() or '"rung"' not in config.read_text(encoding="utf-8"):
+                raise UserError(f"--out {folder}: there is something else than a run here; name another folder")
+            aside = folder.with_name(f"{folder.name}-{datetime.now():%Y-%m-%d-%H%M%S}")
+            folder.rename(aside)
+            print(f"the run in {folder} is now in {aside}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character, a config.json that is no text
+        raise UserError(f"--out {folder}: {getattr(error, 'strerror', error)}") from None
 
 
 def machine(device):

@@ -4,10 +4,10 @@ import torch
 def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """Draws the next token from its logits: (B, V) -> (B, 1).
 
-    temperature: divides the logits; 0 takes the likeliest. top_k: only the k likeliest may be drawn (0: all).
-    top_p: of these, only the likeliest that together reach the probability p (nucleus sampling, arXiv:1904.09751).
+    temperature: divides the logits; below 1e-6 it takes the likeliest. top_k: only the k likeliest may be drawn (0:
+    all). top_p: of these, only the likeliest that together reach that probability (nucleus sampling, arXiv:1904.09751).
     """
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits.argmax(-1, keepdim=True)
     logits, tokens = logits.sort(-1, descending=True)  # (B, V), likeliest first
     logits = (logits - logits[:, :1]) / temperature  # below 0, so that no temperature overflows

@@ -13,6 +13,7 @@ import pyg_free_gat
 import sample
 from data import UserError
 from results import bench, parse_config
+from results.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,8 +158,8 @@ def bad_files(tmp_path_factory):
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    torch.save({"rung": "elsewhere"}, folder / "alien" / "checkpoint.pt")
-    torch.save({"rung": "gpt", "config": {"n_layer": 2}}, folder / "older" / "checkpoint.pt")
+    save_checkpoint(folder / "alien", {"rung": "elsewhere", "model": {}})
+    save_checkpoint(folder / "older", {"rung": "gpt", "model": {}, "config": {"n_layer": 2}})
     return folder
 
 

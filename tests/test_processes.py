@@ -1,0 +1,126 @@
+"""Several processes, and several batches a step, train as one process with one batch does."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GPTS, tiny_flags
+
+from data import UserError, processes
+
+ROOT = Path(__file__).parents[1]
+
+# Each process keeps its own weights at the end; of those with DIE, rank 1 is gone in its third step.
+SCRIPT = """
+import importlib, os, signal, sys
+import torch
+from data import Dataset
+from data.processes import rank
+from results import Run, run_main
+
+finish, draw, drawn = Run.finish, Dataset.batch, []
+
+def keep(self, generate):
+    torch.save(self.model.state_dict(), self.folder / f"rank{rank()}.pt")
+    finish(self, generate)
+
+def batch(self, split):
+    drawn.append(split)
+    if "DIE" in os.environ and rank() == 1 and len(drawn) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return draw(self, split)
+
+Run.finish, Dataset.batch = keep, batch
+torch.set_num_threads(1)
+run_main(importlib.import_module(sys.argv.pop(1)).main)
+"""
+
+
+@pytest.fixture
+def torchrun(tmp_path, text_file):
+    """Starts a rung at its tiny sizes in two processes: torchrun("gpt", "run", max_iters=8), a Popen."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+
+    def start(rung, out, *flags, environment=(), **options):
+        options = tiny_flags(rung) | {"max_iters": 10, "eval_interval": 5} | options
+        flags = [*flags, *(f"--{name}={value}" for name, value in options.items())]
+        flags += [f"--data={text_file}", f"--out={tmp_path / out}", "--device=cpu"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, rung]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | dict(environment)
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+        return subprocess.Popen([*command, *flags], env=environment, **pipes)
+
+    return start
+
+
+def weights(path):
+    state = torch.load(path, weights_only=True)
+    return state.get("model", state)
+
+
+def distance(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("rung", ["bigram", "gpt"])
+def test_two_processes_train_as_one(train, torchrun, tmp_path, rung):
+    flags = {"dropout": 0, "optimizer": "adamw", "learning_rate": 1e-3} if rung == "gpt" else {}
+    process = torchrun(rung, "two", **flags)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert printed.count("step  5/10") == 1  # one of the two prints
+    one = train(rung, out="one", max_iters=10, eval_interval=5, **flags)["model"]
+    first, second = (weights(tmp_path / "two" / f"rank{rank}.pt") for rank in (0, 1))
+    assert distance(first, second) == 0 and distance(first, weights(tmp_path / "two" / "checkpoint.pt")) == 0
+    assert distance(first, one) < 1e-5
+
+
+def test_two_processes_end_together_at_ctrl_c_and_go_on_exactly(torchrun, tmp_path):
+    whole = torchrun("gpt", "whole", max_iters=40, dropout=0.2)
+    assert whole.wait(timeout=120) == 0
+    parts = torchrun("gpt", "parts", max_iters=40, dropout=0.2)
+    for line in parts.stdout:
+        if line.startswith("step"):
+            parts.send_signal(signal.SIGINT)
+            break
+    rest, _ = parts.communicate(timeout=120)
+    assert "interrupted after step" in rest
+    parts = torchrun("gpt", "parts", "--resume", max_iters=40, dropout=0.2)
+    assert parts.wait(timeout=120) == 0
+    assert distance(*(weights(tmp_path / out / "checkpoint.pt") for out in ("whole", "parts"))) == 0
+
+
+def test_a_process_that_dies_ends_the_other(torchrun, tmp_path):
+    process = torchrun("gpt", "run", environment={"DIE": "1"}, max_iters=10**6)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "SIGKILL" in errors
+
+
+def test_processes_must_be_able_to_share_a_batch(torchrun):
+    process = torchrun("bigram", "run", batch_size=3)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode and "--batch_size 3 must be a multiple of the 2 processes" in errors
+
+
+@pytest.mark.parametrize(("device", "devices"), [("mps", 0), ("cuda", 1)])
+def test_processes_that_cannot_have_a_device_each(monkeypatch, device, devices):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    with pytest.raises(UserError, match="of one process alone|more than the 1 CUDA devices"):
+        processes.join(device)
+
+
+@pytest.mark.parametrize("rung", GPTS)
+def test_three_batches_a_step_train_as_one_of_three_times_the_size(train, tmp_path, rung):
+    flags = {"dropout": 0, "optimizer": "adamw", "learning_rate": 1e-3}
+    three = train(rung, out="three", batch_size=4, grad_accum=3, **flags)["model"]
+    one = train(rung, out="one", batch_size=12, **flags)["model"]
+    assert distance(three, one) < 1e-5
+    rows = [(tmp_path / out / "metrics.csv").read_text(encoding="utf-8").splitlines() for out in ("three", "one")]
+    assert [row.split(",")[:2] for row in rows[0]] == [row.split(",")[:2] for row in rows[1]]  # steps and tokens
