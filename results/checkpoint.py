@@ -46,9 +46,10 @@ def load_checkpoint(folder, rung=None):
     or if it is of another rung than `rung`.
     """
     path = Path(folder) / "checkpoint.pt"
-    if not path.exists():
-        raise UserError(f"{path}: there is no checkpoint here")
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise UserError(f"{path}: there is no checkpoint here ({getattr(error, 'strerror', error)})") from None
     content, digest = content[:-32], content[-32:]
     if hashlib.sha256(content).digest() != digest:
         raise UserError(f"{path}: not a checkpoint, or a damaged one (its sha256 differs)")

@@ -18,10 +18,14 @@ RESULTS = Path(__file__).resolve().parent
 
 
 def read(folder):
-    """The columns of a run's metrics.csv, as lists of floats, None where a row has no value."""
-    with open(Path(folder) / "metrics.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) if row[name] else None for row in rows] for name in NAMES}
+    """The columns of a run's metrics.csv, as lists of floats, None where a row has no value. Raises ValueError."""
+    path = Path(folder) / "metrics.csv"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {name: [float(row[name]) if row[name] else None for row in rows] for name in NAMES}
+    except (KeyError, OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: not the losses of a run ({error})") from None
 
 
 def plot(folders, path, x="steps"):
@@ -86,7 +90,10 @@ def main(argv=None):
     for folder in flags.runs or parser.error("there is no run in results/ yet; python gpt.py makes one"):
         if not (Path(folder) / "metrics.csv").is_file():
             parser.error(f"{folder}: is no run's folder, it has no metrics.csv")
-    plot(flags.runs, flags.out, flags.x)
+    try:
+        plot(flags.runs, flags.out, flags.x)
+    except (OSError, ValueError) as error:  # ValueError: losses that are none, a kind of picture that there is not
+        parser.error(str(error))
     print(flags.out)
 
 

@@ -173,7 +173,7 @@ class Run:
         self.step = int(state["step"])
         if not 0 <= self.step < self.config.max_iters:
             raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
-        self.losses = [torch.tensor(loss, dtype=torch.float32, device=self.device) for loss in state["losses"]]
+        self.losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             groups = optimizer.state_dict()["param_groups"]  # how it steps is this run's to say, not the file's

@@ -12,7 +12,7 @@ import modern_gpt
 import pyg_free_gat
 import sample
 from data import UserError
-from results import bench, parse_config
+from results import bench, parse_config, plot
 from results.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -93,10 +93,34 @@ BAD = [
     ("--resume --out=text", "not a checkpoint, or a damaged one"),
     ("--resume --out=alien", "a checkpoint of elsewhere.py, not of"),
     ("--out=short.txt", "something else than a run"),
+    ("--out=run/checkpoint.pt", "something else than a run"),
+    ("--out=short.txt/run", "Not a directory"),
+    ("--eval_interval=0", "--eval_interval 0: must be at least 1"),
+    ("--learning_rate=inf", "--learning_rate inf: must be at least 0 and finite"),
+    ("--learning_rate=fast", "invalid float value: 'fast'"),
+    ("--max_iters=99999999999", "must be at least 1 and below 2147483648"),
+    ("--batch_size=1e3", "invalid int value: '1e3'"),
+    ("--seed=9223372036854775808", "must be at least 0 and below"),
+    ("--mfu=1", "ignored explicit argument '1'"),
+    ("--no-device", "there is no flag --no-device"),
+    ("--config", "expected one argument"),
+    ("--config=.", "--config .: Is a directory"),
+    ("--config=binary.txt", "--config binary.txt: 'utf-8' codec can't decode"),
+    ("--config=nan.toml", "--learning_rate nan: must be at least 0"),
+    ("--config=huge.toml", "learning_rate must be of type float"),
+    ("--config=digits.toml", "--config digits.toml: "),
+    ("--config=deep.toml", "--config deep.toml: "),
+    ("--config=table.toml", "device must be of type str"),
+    ("--resume --out=flipped", "not a checkpoint, or a damaged one"),
+    ("--resume --out=corpus.txt", "there is no checkpoint here (Not a directory)"),
 ]
 BAD_GPT = [
     ("--n_embd=10 --n_head=3", "--n_embd 10 must be a multiple of --n_head 3"),
     ("--n_layer=0", "--n_layer 0: must be at least 1"),
+    ("--n_layer=1000000000", "must be at least 1 and below 1000"),
+    ("--grad_accum=0", "--grad_accum 0: must be at least 1"),
+    ("--weight_decay=-1e-9", "--weight_decay -1e-09: must be at least 0"),
+    ("--n_head=0", "--n_head 0: must be at least 1"),
     ("--dropout=1", "--dropout 1.0: must be at least 0 and below 1"),
     ("--size=huge", "--size huge: must be one of auto, small, full"),
     ("--optimizer=sgd", "--optimizer sgd: must be one of muon, adamw"),
@@ -131,6 +155,23 @@ BAD_SAMPLE = [
     ("run --top_k=-1", "--top_k -1: must be at least 0"),
     ("run --max_new_tokens=0", "--max_new_tokens 0: must be at least 1"),
     ("run --device=cuda:7", "--device cuda:7: not on this machine"),
+    ("run --num_samples=0", "--num_samples 0: must be at least 1"),
+    ("run --top_p=-0.1", "--top_p -0.1: must be at least 0"),
+    ("run --temperature=nan", "--temperature nan: must be at least 0"),
+    ("run --seed=x", "invalid int value: 'x'"),
+    ("run another", "there is no flag another"),
+    ("run --promt=A", "did you mean --prompt?"),
+    ("corpus.txt", "there is no checkpoint here (Not a directory)"),
+    ("flipped", "not a checkpoint, or a damaged one"),
+    ("older", "a checkpoint of another version of gpt.py"),
+]
+BAD_PLOT = [
+    ("nowhere", "nowhere: is no run's folder, it has no metrics.csv"),
+    ("torn", "not the losses of a run"),
+    ("run --x=epochs", "invalid choice: 'epochs'"),
+    ("run --out=a.foo", "Format 'foo' is not supported"),
+    ("run --out=nowhere/a.png", "No such file or directory"),
+    ("run --wide", "unrecognized arguments: --wide"),
 ]
 
 
@@ -150,6 +191,13 @@ def bad_files(tmp_path_factory):
         "true.toml": b"max_iters = true",
         "broken.toml": b"max_iters = ",
         "zero.toml": b"batch_size = 0",
+        "nan.toml": b"learning_rate = nan",
+        "huge.toml": b"learning_rate = " + b"9" * 400,
+        "digits.toml": b"max_iters = " + b"9" * 5000,
+        "deep.toml": b"seed = " + b"[" * 10_000,
+        "table.toml": b"[device]\nname = 1",
+        "torn/metrics.csv": b"step,tokens\n1,",
+        "flipped/checkpoint.pt": whole[:-1] + bytes([whole[-1] ^ 1]),
         "truncated/checkpoint.pt": whole[: len(whole) // 2],
         "text/checkpoint.pt": text,
         "alien/checkpoint.pt": b"",
@@ -159,7 +207,7 @@ def bad_files(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     save_checkpoint(folder / "alien", {"rung": "elsewhere", "model": {}})
-    save_checkpoint(folder / "older", {"rung": "gpt", "model": {}, "config": {"n_layer": 2}})
+    save_checkpoint(folder / "older", {"rung": "gpt", "model": {}, "alphabet": "ab", "config": {"n_layer": 2}})
     return folder
 
 
@@ -214,6 +262,11 @@ def test_bad_flags_of_pyg_free_gat(workplace, flags, message):
 @pytest.mark.parametrize(("flags", "message"), BAD_SAMPLE)
 def test_bad_flags_of_sample(workplace, flags, message):
     check_error(workplace, sample.main, flags.split(), message)
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_PLOT)
+def test_bad_flags_of_plot(workplace, flags, message):
+    check_error(workplace, plot.main, flags.split(), message)
 
 
 @pytest.mark.parametrize(

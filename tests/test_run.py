@@ -160,6 +160,7 @@ def read_or_end(terminal):
         return b""
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise")
 def test_ctrl_c_ends_a_process_with_130_and_a_run_to_resume(text_file, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "gpt.py", f"--data={text_file}", f"--out={out}", "--max_iters=1000000", "--device=cpu"]
