@@ -1,62 +1,356 @@
 """Draws what the README explains.
 
-python results/explain.py draws results/published/graph.png: the graph of a causal context beside its adjacency matrix.
+python results/explain.py                                            # all that it can
+python results/explain.py --run results/mine --text "To be, or not"  # what the heads of a run attend to
+
+graph.png: a causal context as a graph, its adjacency matrix and attention weights on it. head.png: attention, matrix by
+matrix. block.png: a block of a GPT. lookup.png: what GAT cannot look up. attention-RUN.png: what each head attends to.
+rankings.png: in which order each query has the keys, in trained runs of GAT, GATv2 and the dot product. The last two
+need the checkpoints that `sh results/reproduce.sh layers` leaves in results/published/.
 """
 
 import argparse
+import contextlib
+import math
 import sys
 from pathlib import Path
+from unittest import mock
 
-RESULTS = Path(__file__).resolve().parent
-BLUE, GREY = "#0072B2", "#BBBBBB"
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where Python, run on this file, has put results/ itself
+
+import pyg_free_gat
+import sample
+from pyg_free_gat import GAT, GATv2
+from results.cli import Parser, run_main
+
+PUBLISHED = Path(__file__).resolve().parent / "published"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
+TEXT = "Good morrow, neighbour Baptista."
+
+# ---------------------------------------------------------------- The graph
 
 
-def graph(path, text="ROME"):
-    """The causal graph over the characters of `text`, an arrow from each to all that read it, and its adjacency."""
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
+def name(axes, rows, columns, size):
+    """Names the rows and the columns of a matrix, each by the characters of a text."""
+    rows, columns = (text.replace(" ", "␣").replace("\n", "↵") for text in (rows, columns))
+    axes.set_xticks(range(len(columns)), columns, family="DejaVu Sans Mono", fontsize=size)
+    axes.set_yticks(range(len(rows)), rows, family="DejaVu Sans Mono", fontsize=size)
+    axes.xaxis.set_ticks_position("top")
+    axes.tick_params(length=0, pad=1)
+    axes.spines[:].set_visible(False)
 
-    figure = Figure(figsize=(8.3, 3.3), layout="constrained")
-    tokens, matrix = figure.subplots(1, 2, width_ratios=(1.5, 1))
+
+def grid(axes, values, shown, **how):
+    """A matrix as coloured cells with a number in each."""
+    rows, columns = len(values), len(values[0])
+    axes.pcolormesh(range(columns), range(rows), values, edgecolors=GREY, linewidth=0.5, **how)
+    axes.set(ylim=(rows - 0.5, -0.5), aspect="equal")
+    for i in range(rows):
+        for j in range(columns):
+            dark = values[i][j] > 0.5
+            axes.text(j, i, shown(values[i][j]), ha="center", va="center", color="white" if dark else "black")
+
+
+def draw_graph(path, text="ROME"):
+    """The causal graph over the characters of `text`, its adjacency, and the softmax of random scores on its edges."""
+    figure = Figure(figsize=(8.3, 2.7), layout="constrained")
+    tokens, matrix, weights = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     T = len(text)
     for i in range(T):
         for j in range(i):
-            arrow = dict(arrowstyle="-|>", color=BLUE, shrinkA=14, shrinkB=14, connectionstyle="arc3,rad=-0.35")
+            arrow = dict(arrowstyle="-|>", color=BLUE, shrinkA=12, shrinkB=12, connectionstyle="arc3,rad=-0.35")
             tokens.annotate("", xy=(i, 0), xytext=(j, 0), arrowprops=arrow)
         arrow = dict(arrowstyle="-|>", color=BLUE, shrinkA=0, shrinkB=0, connectionstyle="arc3,rad=1.5")
         tokens.annotate("", xy=(i + 0.08, -0.12), xytext=(i - 0.08, -0.12), arrowprops=arrow)
-        tokens.text(i, 0, text[i], ha="center", va="center", fontsize=15, family="monospace", zorder=3,
+        tokens.text(i, 0, text[i], ha="center", va="center", fontsize=13, family="DejaVu Sans Mono", zorder=3,
                     bbox=dict(boxstyle="circle", facecolor="white", edgecolor="black"))  # fmt: skip
-        for j in range(T):
-            matrix.text(j, i, int(j <= i), ha="center", va="center", color="white" if j <= i else "black")
     tokens.set(xlim=(-0.4, T - 0.6), ylim=(-0.6, 0.65))
-    tokens.set_title("each token reads from itself and from all before it", fontsize=10)
+    tokens.set_title("each reads from itself and all before", fontsize=9)
     tokens.axis("off")
-    adjacency = [[j <= i for j in range(T)] for i in range(T)]
-    matrix.pcolormesh(range(T), range(T), adjacency, cmap=ListedColormap(["white", BLUE]), edgecolors=GREY)
-    matrix.set(ylim=(T - 0.5, -0.5), aspect="equal", xlabel="source j", ylabel="target i")
-    matrix.set_xticks(range(T), text, family="monospace")
-    matrix.set_yticks(range(T), text, family="monospace")
-    matrix.xaxis.set_ticks_position("top")
-    matrix.tick_params(length=0)
-    matrix.set_title("adjacency[i, j]: the causal mask", fontsize=10)
-    matrix.spines[:].set_visible(False)
+    adjacency = torch.ones(T, T).tril()
+    scores = torch.randn(T, T, generator=torch.Generator().manual_seed(1))
+    attention = scores.masked_fill(adjacency == 0, -math.inf).softmax(-1)
+    grid(matrix, adjacency.tolist(), "{:.0f}".format, cmap=ListedColormap(["white", BLUE]))
+    grid(weights, attention.tolist(), "{:.2f}".format, cmap="Blues", vmin=0, vmax=1)
+    for axes, title in ((matrix, "adjacency[i, j]: the causal mask"), (weights, "softmax of the masked scores")):
+        name(axes, text, text, 10)
+        axes.set(xlabel="source j", ylabel="target i")
+        axes.set_title(title, fontsize=9)
     figure.savefig(path, dpi=120)
 
 
-def main(argv=None):
-    from results.cli import Parser
+# ---------------------------------------------------------------- One head, matrix by matrix
 
+
+def draw_head(path, text="to be or"):
+    """Attention over the characters of a text in five stages, each with what it adds, from random numbers."""
+    T, C, H = len(text), 6, 2
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(T, C, generator=generator)
+    w_q, w_k, w_v, w_o = (1.5 * torch.randn(C, C, generator=generator) / C**0.5 for _ in range(4))
+    q, k, v = x @ w_q, x @ w_k, x @ w_v
+    adjacency = torch.ones(T, T).tril() == 1
+
+    def attend(q, k, v, mask=True, scale=True):
+        scores = q @ k.T / (q.shape[-1] ** 0.5 if scale else 1)
+        scores = scores.masked_fill(~adjacency, -math.inf) if mask else scores
+        return scores, scores.softmax(-1), scores.softmax(-1) @ v
+
+    D = C // H
+    one, two = (attend(*(m[:, h * D : (h + 1) * D] for m in (q, k, v))) for h in range(H))
+    both = torch.cat((one[2], two[2]), dim=1)
+    stages = [
+        ("general", attend(q, k, v, mask=False, scale=False), "Q Kᵀ"),
+        ("causal", attend(q, k, v, scale=False), "Q Kᵀ, masked"),
+        ("scaled", attend(q, k, v), f"Q Kᵀ / √{C}, masked"),
+    ]
+    figure = Figure(figsize=(8.3, 11), layout="constrained")
+    rows = figure.subplots(6, 4)
+    for axes, (matrix, title) in zip(rows[0], ((x, "X"), (q, "Q = X W_q"), (k, "K = X W_k"), (v, "V = X W_v"))):
+        show(axes, matrix, f"{title}  ({T}, {C})", text)
+    i, j = 4, 3
+    products = [f"{a * b:+.2f}" for a, b in zip(q[i].tolist(), k[j].tolist())]
+    says = {
+        "general": f"in the frame, row “{text[i]}”,\ncolumn “{text[j]}”: q · k =\n{' '.join(products[:3])}\n"
+        f"{' '.join(products[3:])}\n= {{score:.2f}}\n\nsoftmax: a row sums to 1",
+        "causal": "scores with j > i\nare set to −∞, which the\nsoftmax makes 0: no one\nreads ahead",
+        "scaled": f"in the frame:\n{stages[0][1][0][i, j]:.2f} / √{{C}} = {{score:.2f}}\n\nthe weights are softer",
+    }
+    for row, (stage, (scores, weights, read), title) in zip(rows[1:], stages):
+        show(row[0], scores, f"{title}  ({T}, {T})", text, text)
+        show(row[1], weights, f"softmax  ({T}, {T})", text, text, weights=True)
+        show(row[2], read, f"softmax · V  ({T}, {C})", text)
+        note(row[3], stage, says[stage].format(score=scores[i, j], C=C))
+    show(rows[4][0], one[1], f"head 1: softmax  ({T}, {T})", text, text, weights=True)
+    show(rows[4][1], two[1], f"head 2: softmax  ({T}, {T})", text, text, weights=True)
+    show(rows[4][2], both, f"both reads, side by side  ({T}, {C})", text)
+    mine = f"channels 0 to {D - 1} of Q, K, V\nare head 1's, the others\nhead 2's: each has\nweights of its own"
+    note(rows[4][3], "multi-head", mine)
+    show(rows[5][0], both, f"both reads  ({T}, {C})", text)
+    show(rows[5][1], w_o, f"W_o  ({C}, {C})")
+    show(rows[5][2], both @ w_o, f"both reads · W_o  ({T}, {C})", text)
+    note(rows[5][3], "projected", "a linear map mixes\nwhat the heads have read\ninto every channel")
+    for axes in rows[1][0], rows[2][0], rows[3][0]:
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, linewidth=1.5))
+    figure.savefig(path, dpi=110)
+
+
+def show(axes, matrix, title, rows="", columns="", weights=False):
+    """A matrix as colours: weights from 0, white, to 1; numbers from blue, below 0, to red."""
+    limit = matrix[matrix.isfinite()].abs().max().item()
+    how = dict(cmap="Blues", vmin=0, vmax=1) if weights else dict(cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.imshow(matrix.masked_fill(~matrix.isfinite(), math.nan).numpy(), **how)
+    axes.set_facecolor(GREY)
+    name(axes, rows, columns, 7)
+    axes.set_title(title, fontsize=8)
+
+
+def note(axes, head, text):
+    axes.axis("off")
+    axes.text(0, 1, head, fontsize=11, weight="bold", va="top", transform=axes.transAxes)
+    axes.text(0, 0.82, text, fontsize=8, va="top", transform=axes.transAxes)
+
+
+# ---------------------------------------------------------------- What trained heads attend to
+
+
+@contextlib.contextmanager
+def recorded(full=False):
+    """A list of the attention weights (B, H, T, T) of all layers that run inside; full: as if all read all."""
+    weights, aggregate, adjacency_of = [], pyg_free_gat.GraphAttention.aggregate, pyg_free_gat.adjacency_of
+
+    def dot_product(q, k, v, adjacency=None, is_causal=False, scale=None):
+        scores = q @ k.mT * (scale or q.shape[-1] ** -0.5)
+        if adjacency is None and not full:
+            adjacency = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        weights.append((scores if full else scores.masked_fill(~adjacency, -math.inf)).softmax(-1))
+        return weights[-1] @ v
+
+    def graph(self, scores, values, adjacency):
+        weights.append(scores.softmax(-1))
+        return aggregate(self, scores, values, adjacency)
+
+    def edges(graph, positions):
+        return adjacency_of(graph, positions) | full
+
+    with (
+        mock.patch.object(F, "scaled_dot_product_attention", dot_product),
+        mock.patch.object(pyg_free_gat.GraphAttention, "aggregate", graph),
+        mock.patch.object(pyg_free_gat, "adjacency_of", edges),
+        torch.inference_mode(),
+    ):
+        yield weights
+
+
+def weights_of(run, text, full=False):
+    """The attention weights of a run's model over a text, a list of (H, T, T), one a layer."""
+    _, model, tokenizer = sample.load(run, "cpu")
+    with recorded(full) as weights:
+        model.eval()(tokenizer.encode(text)[None, -model.config.block_size :])
+    return [w[0] for w in weights]
+
+
+def draw_attention(path, run, text):
+    """Every head of a run over a text, a row for each layer: square roots of weights, so that faint ones show."""
+    layers = weights_of(run, text)
+    H, T = layers[0].shape[:2]
+    figure = Figure(figsize=(8.3, 0.4 + 8.3 / H * len(layers)), layout="constrained")
+    for row, (axes_of, layer) in enumerate(zip(figure.subplots(len(layers), H, squeeze=False), layers)):
+        for head, axes in enumerate(axes_of):
+            axes.imshow(layer[head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
+            name(axes, text[-T:], text[-T:], min(7, 130 / T))
+            axes.set_title(f"layer {row + 1}, head {head + 1}", fontsize=8)
+    figure.suptitle(f"{Path(run).name}: who (row) reads whom (column)", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def draw_rankings(path, runs, text):
+    """In which order each query of a run's first layer has all keys: of GAT's heads the one that varies most."""
+    figure = Figure(figsize=(8.3, 3.2), layout="constrained")
+    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
+        ranks = weights_of(run, text, full=True)[0].argsort(-1, descending=True).argsort(-1).double()  # (H, T, T)
+        ranks = ranks[ranks.var(dim=1).sum(dim=-1).argmax()]
+        image = axes.imshow(ranks.numpy(), cmap="viridis_r")
+        name(axes, text, text, 5)
+        orders = len(torch.unique(ranks, dim=0))
+        axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(text)} queries", fontsize=9)
+    figure.colorbar(image, ax=figure.axes, label="rank of the key (column)", shrink=0.8)
+    figure.savefig(path, dpi=120)
+
+
+# ---------------------------------------------------------------- The dictionary that GAT cannot look up
+
+
+class Lookup(nn.Module):
+    """One graph attention layer between K tokens that each hold a key and a value, and K that each ask for a key."""
+
+    def __init__(self, layer, K, width=64):
+        super().__init__()
+        self.key, self.value = nn.Embedding(K, width), nn.Embedding(K, width)
+        self.layer, self.head = layer(width, width), nn.Linear(width, K)
+
+    def forward(self, values):
+        B, K = values.shape
+        holders = self.key.weight + self.value(values)  # (B, K, C)
+        x = torch.cat((holders, self.key.weight.expand(B, -1, -1)), dim=1)  # (B, 2 K, C)
+        adjacency = torch.zeros(2 * K, 2 * K, dtype=torch.bool)
+        adjacency[K:, :K] = True  # who asks reads every holder
+        return self.head(self.layer(x, adjacency)[:, K:])  # (B, K, K)
+
+
+def lookup_accuracy(layer, steps, K=10):
+    """The share of right answers after `steps` of training (arXiv:2105.14491, section 4.1); chance is 1 / K."""
+    torch.manual_seed(0)
+    model = Lookup(layer, K)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        values = torch.rand(32, K).argsort(dim=-1)  # (B, K), a dictionary each
+        optimizer.zero_grad()
+        F.cross_entropy(model(values).flatten(0, 1), values.flatten()).backward()
+        optimizer.step()
+    values = torch.rand(500, K).argsort(dim=-1)
+    with torch.inference_mode():
+        return (model(values).argmax(dim=-1) == values).double().mean().item()
+
+
+def draw_lookup(path, sizes=(4, 8, 12, 16, 20), steps=500):
+    figure = Figure(figsize=(8.3, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for layer, colour in ((GATv2, BLUE), (GAT, ORANGE)):
+        right = [lookup_accuracy(layer, steps, K) for K in sizes]
+        axes.plot(sizes, right, color=colour, marker="o")
+        axes.annotate(layer.__name__, (sizes[-1], right[-1]), xytext=(8, 0), textcoords="offset points", color=colour,
+                      va="center")  # fmt: skip
+    axes.plot(sizes, [1 / K for K in sizes], color=GREY, linestyle="--", zorder=0)
+    axes.set(xlabel="keys in the dictionary", ylabel="answers that are right", ylim=(0, 1.05), xticks=sizes)
+    axes.set_title(f"one head, {steps} steps of training; dashed: chance", loc="left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+# ---------------------------------------------------------------- A block
+
+
+def draw_block(path):
+    """The blocks of gpt.py between its embeddings and its head, the residual stream from bottom to top."""
+    figure = Figure(figsize=(8.3, 5.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+
+    def box(x, y, text, colour="white", width=2.6):
+        corner = (x - width / 2, y - 0.22)
+        axes.add_patch(FancyBboxPatch(corner, width, 0.44, "round,pad=0.05", facecolor=colour, edgecolor="black"))
+        axes.text(x, y, text, ha="center", va="center", fontsize=9)
+
+    def arrow(*points):
+        for (x, y), (to_x, to_y) in zip(points, points[1:-1]):
+            axes.plot([x, to_x], [y, to_y], color="black", linewidth=1)
+        axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=dict(arrowstyle="-|>", color="black"))
+
+    def branch(bottom, name, colour):
+        """Out of the stream, through a norm and something, back into it."""
+        arrow((0, bottom), (3, bottom), (3, bottom + 0.28))
+        box(3, bottom + 0.55, "LayerNorm")
+        arrow((3, bottom + 0.82), (3, bottom + 1.03))
+        box(3, bottom + 1.3, name, colour)
+        arrow((3, bottom + 1.57), (3, bottom + 1.85), (0.2, bottom + 1.85))
+        plus = dict(boxstyle="circle,pad=0.15", facecolor="white")
+        axes.text(0, bottom + 1.85, "+", ha="center", va="center", fontsize=11, bbox=plus)
+
+    arrow((0, 0.3), (0, 6.0))
+    box(0, 0, "token embedding + position embedding", width=4.6)
+    axes.text(-0.15, 0.62, "residual stream (B, T, C)", ha="right", fontsize=9)
+    branch(0.9, "attention: communication", "#CFE3F1")
+    branch(3.3, "feed-forward: computation", "#F8DDC9")
+    block = FancyBboxPatch((-1.2, 0.85), 6.0, 4.6, "round,pad=0.05", fill=False, linestyle="--", edgecolor="grey")
+    axes.add_patch(block)
+    axes.text(4.95, 5.3, "× n_layer", va="center", fontsize=10)
+    box(0, 6.25, "LayerNorm")
+    arrow((0, 6.52), (0, 6.75))
+    box(0, 7.0, "head: the token embedding, transposed", width=4.6)
+    arrow((0, 7.27), (0, 7.6))
+    axes.text(0, 7.75, "logits (B, T, V)", ha="center", fontsize=9)
+    axes.text(0, -0.5, "ids of characters (B, T)", ha="center", fontsize=9)
+    axes.set(xlim=(-3.5, 6.2), ylim=(-0.7, 8))
+    figure.savefig(path, dpi=120)
+
+
+# ---------------------------------------------------------------- main()
+
+
+def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = RESULTS / "published" / "graph.png"
-    parser.add_argument("--out", default=default, metavar="PICTURE", help="(results/published/graph.png)")
+    parser.add_argument("--run", help="only what the heads of the run in this folder attend to")
+    parser.add_argument("--text", default=TEXT, help=f"what they read ({TEXT})")
+    parser.add_argument("--out", type=Path, default=PUBLISHED, metavar="FOLDER", help="(results/published)")
     flags = parser.parse_args(argv)
-    graph(flags.out)
-    print(flags.out)
+    if not flags.text or not flags.out.is_dir():
+        parser.error("--text: must not be empty" if not flags.text else f"--out {flags.out}: is no folder")
+    if flags.run:
+        runs = [flags.run]
+    else:
+        for draw in (draw_graph, draw_head, draw_block, draw_lookup):
+            path = flags.out / f"{draw.__name__.removeprefix('draw_')}.png"
+            draw(path)
+            print(path, flush=True)
+        runs = [PUBLISHED / run for run in ("gpt", "gat", "gatv2")]
+        runs = [run for run in runs if (run / "checkpoint.pt").exists()]
+        ranked = [PUBLISHED / run for run in ("gat", "gatv2", "dot")]
+        if all((run / "checkpoint.pt").exists() for run in ranked):
+            draw_rankings(flags.out / "rankings.png", ranked, flags.text)
+            print(flags.out / "rankings.png")
+    for run in runs:
+        path = flags.out / f"attention-{Path(run).resolve().name}.png"
+        draw_attention(path, run, flags.text)
+        print(path)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(RESULTS.parent))  # where Python, run on this file, has put results/ itself
-    from results.cli import run_main
-
     run_main(main)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import build
 from torch import nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpt
 import pyg_free_gat
 from pyg_free_gat import GAT, LAYERS, GATv2, GATv2Scores, adjacency_of, gatv2_scores_by_hand
+from results.explain import lookup_accuracy
 
 GRAPHS = ["causal", "window:5", "dilated:3"]
 
@@ -267,37 +267,6 @@ def test_the_attention_of_gat_is_static_and_that_of_gatv2_is_not(seed):
     favourite = attention_weights(gat, x, causal(T)).argmax(dim=-1)  # (B, H, T)
     source = (gat.lin(x).unflatten(-1, (2, 16)) * gat.att_src).sum(-1).transpose(1, 2)  # (B, H, T)
     assert torch.equal(favourite, source.cummax(dim=-1).indices)
-
-
-class Lookup(nn.Module):
-    """One graph attention layer between K tokens that each hold a key and a value, and K that each ask for a key."""
-
-    def __init__(self, layer, K, width=64):
-        super().__init__()
-        self.key, self.value = nn.Embedding(K, width), nn.Embedding(K, width)
-        self.layer, self.head = layer(width, width), nn.Linear(width, K)
-
-    def forward(self, values):
-        B, K = values.shape
-        holders = self.key.weight + self.value(values)  # (B, K, C)
-        x = torch.cat((holders, self.key.weight.expand(B, -1, -1)), dim=1)  # (B, 2 K, C)
-        adjacency = torch.zeros(2 * K, 2 * K, dtype=torch.bool)
-        adjacency[K:, :K] = True  # who asks reads every holder
-        return self.head(self.layer(x, adjacency)[:, K:])  # (B, K, K)
-
-
-def lookup_accuracy(layer, steps, K=10):
-    torch.manual_seed(0)
-    model = Lookup(layer, K)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(steps):
-        values = torch.rand(32, K).argsort(dim=-1)  # (B, K), a dictionary each
-        optimizer.zero_grad()
-        F.cross_entropy(model(values).flatten(0, 1), values.flatten()).backward()
-        optimizer.step()
-    values = torch.rand(500, K).argsort(dim=-1)
-    with torch.inference_mode():
-        return (model(values).argmax(dim=-1) == values).double().mean().item()
 
 
 def test_one_gatv2_head_looks_up_a_dictionary_and_one_gat_head_cannot():

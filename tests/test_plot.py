@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+import sample
 from data import UserError
 from results import explain, plot
 
@@ -39,8 +41,48 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
         plot.main([str(tmp_path)])
 
 
-def test_explain_draws_the_graph_and_its_adjacency(tmp_path, capsys):
-    explain.main(["--out", str(tmp_path / "graph.svg")])
-    assert capsys.readouterr().out == f"{tmp_path / 'graph.svg'}\n"
+PICTURES = {
+    "graph": explain.draw_graph,
+    "head": explain.draw_head,
+    "block": explain.draw_block,
+    "lookup": lambda path: explain.draw_lookup(path, sizes=(2, 3), steps=2),
+}
+
+
+def test_explain_draws_the_graph_and_its_adjacency(tmp_path):
+    explain.draw_graph(tmp_path / "graph.svg")
     text = (tmp_path / "graph.svg").read_text(encoding="utf-8")
     assert text.count("<!-- 1 -->") == 10 and text.count("<!-- 0 -->") == 6  # the cells of a 4 x 4 lower triangle
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_explain_draws(tmp_path, name):
+    PICTURES[name](tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("rung", ["gpt", "modern_gpt"])
+def test_explain_has_the_weights_that_the_model_reads_by(train, tmp_path, rung):
+    train(rung)
+    module, model, tokenizer = sample.load(tmp_path / "run", "cpu")
+    ids = tokenizer.encode("or not to be")[None]
+    with torch.inference_mode():
+        expected = model.eval()(ids)
+        with explain.recorded() as weights:
+            torch.testing.assert_close(model(ids), expected)
+    assert len(weights) == 2 and all(w.shape == (1, 2, 12, 12) for w in weights)
+    for w in weights:
+        torch.testing.assert_close(w.sum(-1), torch.ones(1, 2, 12))
+        assert not w.triu(1).any()
+    explain.main([f"--run={tmp_path / 'run'}", "--text=or not to be", f"--out={tmp_path}"])
+    assert (tmp_path / "attention-run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_trained_heads_of_gat_have_one_order_and_those_of_the_others_more(train, tmp_path):
+    text = "or not to be"
+    for layer in ("gat", "gatv2", "dot"):
+        train("pyg_free_gat", out=layer, layer=layer)
+        ranks = explain.weights_of(tmp_path / layer, text, full=True)[0].argsort(-1)  # (H, T, T)
+        assert (ranks == ranks[:, :1]).all() == (layer == "gat")
+    explain.draw_rankings(tmp_path / "picture.png", [tmp_path / layer for layer in ("gat", "gatv2", "dot")], text)
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
