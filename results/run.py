@@ -41,9 +41,9 @@ class Run:
         self.step, self.losses, self.interrupted = 0, [], False
         self.device = torch.device(config.device)
         self.batch = config.batch_size * config.block_size * getattr(config, "grad_accum", 1)  # tokens of a step
-        seconds, commands = self.restore() if config.resume else (0.0, [])
+        seconds, commands, metrics = self.restore() if config.resume else (0.0, [], ",".join(NAMES) + "\n")
         if not config.resume and not rank():
-            move_aside(self.folder)
+            make_room(self.folder)
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{rung_of(type(config))}: {parameters:,} parameters, results in {self.folder}", flush=True)
         about = {
@@ -56,8 +56,7 @@ class Run:
             "machine": machine(self.device) + f", {world_size()} processes" * several(),
         }
         self.write("config.json", json.dumps(about, indent=2) + "\n")
-        if not config.resume:
-            self.write("metrics.csv", ",".join(NAMES) + "\n")
+        self.write("metrics.csv", metrics)
         if config.mfu:
             x, _ = next(data.windows("val"))
             self.flops = training_flops(model, x[:1]) * self.batch  # of a step
@@ -160,11 +159,11 @@ class Run:
         save_checkpoint(self.folder, state)
 
     def restore(self):
-        """Sets all to where the run stopped; returns its seconds so far and its commands."""
+        """Sets all to where the run stopped; returns its seconds so far, its commands and its metrics.csv."""
         state = load_checkpoint(self.folder, rung_of(type(self.config)))
         try:
             return self.restore_from(state)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{self.folder}: a damaged run ({type(error).__name__})") from None
 
     def restore_from(self, state):
@@ -186,8 +185,9 @@ class Run:
         if self.device.type in state["generators"] and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(state["generators"][self.device.type], self.device)
         commands = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["commands"]
-        self.write("metrics.csv", state["metrics"])
-        return float(state["seconds"]), [*commands]
+        if not state["metrics"].startswith(",".join(NAMES)):
+            raise ValueError("not its losses")
+        return float(state["seconds"]), [*commands], state["metrics"]
 
     def finish(self, generate):
         """Draws the loss curve, has the rung `generate` a page of text. Raises KeyboardInterrupt if that ended it."""
@@ -213,7 +213,7 @@ def generators(device):
     return states
 
 
-def move_aside(folder):
+def make_room(folder):
     """Makes the folder; that of a former run is renamed to say when it was moved: gpt-2026-11-22-143005."""
     try:
         folder = folder.resolve()

@@ -1,0 +1,114 @@
+"""Writes the README's tables of runs anew from results/published/, each between its two markers.
+
+python results/table.py
+"""
+
+import json
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where Python, run on this file, has put results/ itself
+
+from results import ablation
+from results.cli import Parser, run_main
+from results.plot import read
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / "results" / "published"
+
+# What is new in a rung, the rung below, its run, and what a run of the same rung is said to come to elsewhere.
+LADDER = [
+    ("bigram.py", "each character predicts the next from a lookup table", "", "bigram", "2.58"),
+    ("single_head.py", "one head of masked self-attention", "bigram.py", "single_head", "2.41"),
+    ("multi_head.py", "several heads side by side", "single_head.py", "multi_head", "2.28"),
+    ("gpt.py", "residual stream, feed-forward, LayerNorm: one block", "multi_head.py", "one_block", "2.17"),
+    ("gpt.py", "depth: three blocks, wider, a longer context", "multi_head.py", "gpt", "1.636"),
+    ("modern_gpt.py", "what has changed since GPT-2", "gpt.py", "modern_gpt", ""),
+    ("pyg_free_gat.py", "attention as message passing: GATv2", "gpt.py", "gatv2", ""),
+]
+LAYERS = {
+    "dot": ("q_i · k_j / √D", "v_j"),
+    "gatv2": ("a · LeakyReLU(W_r x_i + W_l x_j)", "W_l x_j"),
+    "gat": ("LeakyReLU(a_dst · h_i + a_src · h_j), h = W x", "h_j"),
+    "mean": ("0: all alike", "W mean_j x_j"),
+    "max": ("no softmax", "W max_j x_j, by channel"),
+}
+MATCHED = {
+    "dot": "`--layer dot`",
+    "gatv2_matched": "`--layer gatv2 --n_embd 200`",
+    "gat_matched": "`--layer gat --n_embd 208`",
+}
+
+
+def seeds(run):
+    """The folders of a run's seeds that are there: results/published/gpt, gpt-2, gpt-3."""
+    return [folder for end in ("", "-2", "-3") if (folder := PUBLISHED / (run + end)).is_dir()]
+
+
+def parameters(run):
+    return f"{json.loads((PUBLISHED / run / 'config.json').read_text(encoding='utf-8'))['parameters']:,}"
+
+
+def losses(run):
+    return [read(folder)["val_loss"][-1] for folder in seeds(run)]
+
+
+def spread(values):
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def seconds(run):
+    """How long the run with seed 1 trained, evaluations included."""
+    minutes, rest = divmod(round(read(PUBLISHED / run)["seconds"][-1]), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def ladder():
+    yield "| the new idea | rung | lines | read | parameters | validation loss, nats | bits per character | elsewhere | time |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for rung, idea, below, run, elsewhere in LADDER:
+        lines = len((ROOT / rung).read_text(encoding="utf-8").splitlines())
+        diff = f"`diff {below} {rung}`" if below else ""
+        loss = losses(run)
+        bits = spread([nats / math.log(2) for nats in loss])
+        cells = f"[{rung}]({rung})", lines, diff, parameters(run), spread(loss), bits, elsewhere, seconds(run)
+        yield f"| {idea} | {' | '.join(map(str, cells))} |"
+
+
+def layers():
+    yield "| `--layer` | how much i reads from j: a softmax over the j with `adjacency[i, j]` of | what it reads | parameters | validation loss | time |"
+    yield "|---|---|---|---|---|---|"
+    for run, (score, value) in LAYERS.items():
+        yield f"| `{run}` | {score} | {value} | {parameters(run)} | {losses(run)[0]:.3f} | {seconds(run)} |"
+
+
+def matched():
+    yield "| | parameters | validation loss | seeds |"
+    yield "|---|---|---|---|"
+    for run, name in MATCHED.items():
+        yield f"| {name} | {parameters(run)} | {spread(losses(run))} | {len(losses(run))} |"
+
+
+TABLES = {"ladder": ladder, "layers": layers, "matched": matched, "ablation": ablation.table}
+
+
+def rewritten(text):
+    """The README with its tables as the files have them. Raises UserError through the parser for a missing marker."""
+    for name, table in TABLES.items():
+        between = re.compile(f"(<!-- {name}: .* -->\n).*?(\n<!-- end -->)", re.S)
+        text = between.sub(lambda marks: marks[1] + "\n".join(table()) + marks[2], text)
+    return text
+
+
+def main(argv=None):
+    Parser(description=__doc__).parse_args(argv)
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(rewritten(text), encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    run_main(main)
