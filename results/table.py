@@ -6,13 +6,13 @@ python results/table.py
 import json
 import math
 import re
-import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where Python, run on this file, has put results/ itself
 
 from results import ablation
+from results.ablation import spread
 from results.cli import Parser, run_main
 from results.plot import read
 
@@ -56,51 +56,50 @@ def losses(run):
     return [read(folder)["val_loss"][-1] for folder in seeds(run)]
 
 
-def spread(values):
-    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
-
-
 def seconds(run):
     """How long the run with seed 1 trained, evaluations included."""
     minutes, rest = divmod(round(read(PUBLISHED / run)["seconds"][-1]), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def row(*cells):
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(*cells):
+    yield row(*cells)
+    yield "|---" * len(cells) + "|"
+
+
 def ladder():
-    yield "| the new idea | rung | lines | read | parameters | validation loss, nats | bits per character | elsewhere | time |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield from head("the new idea", "rung", "lines", "read", "parameters", "nats", "bits", "elsewhere, nats", "time")
     for rung, idea, below, run, elsewhere in LADDER:
         lines = len((ROOT / rung).read_text(encoding="utf-8").splitlines())
         diff = f"`diff {below} {rung}`" if below else ""
-        loss = losses(run)
-        bits = spread([nats / math.log(2) for nats in loss])
-        cells = f"[{rung}]({rung})", lines, diff, parameters(run), spread(loss), bits, elsewhere, seconds(run)
-        yield f"| {idea} | {' | '.join(map(str, cells))} |"
+        nats, bits = spread(losses(run)), spread([loss / math.log(2) for loss in losses(run)])
+        yield row(idea, f"[{rung}]({rung})", lines, diff, parameters(run), nats, bits, elsewhere, seconds(run))
 
 
 def layers():
-    yield "| `--layer` | how much i reads from j: a softmax over the j with `adjacency[i, j]` of | what it reads | parameters | validation loss | time |"
-    yield "|---|---|---|---|---|---|"
+    weight = "how much i reads from j: a softmax over the j with `adjacency[i, j]` of"
+    yield from head("`--layer`", weight, "what it reads", "parameters", "validation loss", "time")
     for run, (score, value) in LAYERS.items():
-        yield f"| `{run}` | {score} | {value} | {parameters(run)} | {losses(run)[0]:.3f} | {seconds(run)} |"
+        yield row(f"`{run}`", score, value, parameters(run), f"{losses(run)[0]:.3f}", seconds(run))
 
 
 def matched():
-    yield "| | parameters | validation loss | seeds |"
-    yield "|---|---|---|---|"
+    yield from head("", "parameters", "validation loss", "seeds")
     for run, name in MATCHED.items():
-        yield f"| {name} | {parameters(run)} | {spread(losses(run))} | {len(losses(run))} |"
+        yield row(name, parameters(run), spread(losses(run)), len(losses(run)))
 
 
 TABLES = {"ladder": ladder, "layers": layers, "matched": matched, "ablation": ablation.table}
 
 
 def rewritten(text):
-    """The README with its tables as the files have them. Raises UserError through the parser for a missing marker."""
-    for name, table in TABLES.items():
-        between = re.compile(f"(<!-- {name}: .* -->\n).*?(\n<!-- end -->)", re.S)
-        text = between.sub(lambda marks: marks[1] + "\n".join(table()) + marks[2], text)
-    return text
+    """The README with its tables as the files have them."""
+    between = re.compile(r"(<!-- (\w+): [^\n]* -->\n).*?(<!-- end -->)", re.S)
+    return between.sub(lambda marks: marks[1] + "\n".join(TABLES[marks[2]]()) + "\n" + marks[3], text)
 
 
 def main(argv=None):
