@@ -53,7 +53,7 @@ def run_main(main):
     except (UserError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or re.search("tried to allocate|calculation overflowed", str(error), re.I):
             error = UserError("not enough memory; a smaller --batch_size, --block_size or --n_embd takes less")
-        elif several() and "gloo" in str(error):
+        elif several() and re.search("gloo|nccl", str(error), re.I):
             error = OSError("another process has ended")
         elif isinstance(error, RuntimeError):
             raise
@@ -79,9 +79,10 @@ def parse_config(cls, argv=None):
     if "config" in given:
         given = read_toml(cls, given.pop("config")) | given
     given["out"] = given.get("out") or default_out(cls)
-    as_before = given.get("resume") and "device" not in given
+    before, asked = {}, "device" in given
     if given.get("resume"):
-        given = resumed(cls, given)
+        before = saved_options(cls, load_checkpoint(given["out"], rung_of(cls)), given["out"])
+        given = resumed(given, before)
     names = {f.name for f in fields(cls)}
     given["device"], why = choose_device(given.get("device", "auto"))
     given["device"] = join(given["device"])
@@ -95,7 +96,9 @@ def parse_config(cls, argv=None):
         if given["size"] == "full":
             given = {f.name: f.metadata["full"] for f in fields(cls) if f.metadata["full"] is not None} | given
     config = build(cls, given)
-    print(f"device {config.device}, as before" if as_before else why)
+    print(why if asked or not before else f"device {config.device}, as before")
+    if before and before["device"].split(":")[0] != config.device.split(":")[0]:
+        print(f"device {before['device']} before: from here on losses may differ in their last bits from its own")
     print(textwrap.fill(" ".join(f"{name}={value}" for name, value in asdict(config).items()), 100), flush=True)
     return config
 
@@ -208,15 +211,12 @@ def saved_options(cls, state, folder):
     return saved
 
 
-def resumed(cls, given):
-    """The options of the run in `out`, with those given on top that a run may change on its way."""
-    saved = saved_options(cls, load_checkpoint(given["out"], rung_of(cls)), given["out"])
+def resumed(given, saved):
+    """The options of a run, with those given on top that it may change on its way."""
     for name, value in given.items():
         if name not in MAY_CHANGE and value != saved[name]:
             raise UserError(f"--resume goes on with {name}={saved[name]}; {name}={value} needs a new run with --out")
     if given.get("max_iters", saved["max_iters"]) != saved["max_iters"]:
         print(f"{given['max_iters']} steps instead of {saved['max_iters']}: the learning rate falls to 0 after those")
-    if given.get("device", saved["device"]) != saved["device"]:
-        print(f"{given['device']} instead of {saved['device']}: losses may differ in their last bits from now on")
-        saved.pop("dtype", None)  # chosen anew for it
-    return saved | given
+    chosen_anew = {"dtype"} if "device" in given else set()
+    return {name: value for name, value in saved.items() if name not in chosen_anew} | given

@@ -154,7 +154,11 @@ def test_another_device_is_said_to_change_bits(train, tmp_path, capsys):
     state["config"]["device"] = "cuda"
     save_checkpoint(tmp_path / "run", state)
     train("gpt", "--resume", max_iters=8)
-    assert "cpu instead of cuda: losses may differ in their last bits" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "device cpu (as asked)" in printed and "device cuda before: from here on losses may differ" in printed
+    gpt.main([f"--out={tmp_path / 'run'}", "--resume", "--max_iters=10", f"--data={tmp_path / 'corpus.txt'}"])
+    printed = capsys.readouterr().out
+    assert "device cpu, as before" in printed and "may differ" not in printed
 
 
 # ---------------------------------------------------------------- Strangers' files
