@@ -32,8 +32,8 @@ class Config(Flags):
     weight_decay: float = option(0.1, "of the hidden matrices")
     warmup_iters: int = option(50, "steps from learning rate 0 to the highest", least=0)
     warmdown_ratio: float = option(0.6, "share of the steps in which the learning rate falls to 0")
-    max_iters: int = option(600, "steps", full=2500)
-    eval_interval: int = option(100, "steps from one evaluation to the next", full=250)
+    max_iters: int = option(900, "steps", full=2500)
+    eval_interval: int = option(150, "steps from one evaluation to the next", full=250)
     dtype: str = option("auto", "of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile, which takes a while at the start")
 

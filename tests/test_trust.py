@@ -10,6 +10,7 @@ import pickle
 import random
 import runpy
 import shutil
+import signal
 import sys
 import zipfile
 from hashlib import sha256
@@ -20,7 +21,7 @@ import torch
 from conftest import GPTS, tiny_flags
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_run import metrics, same
+from test_run import interrupt_at, metrics, same
 
 import gpt
 import sample
@@ -64,36 +65,39 @@ def start():
 
 
 @posix
-def test_25_kills_lose_nothing(start, text_file, tmp_path):
+def test_25_kills_lose_nothing(start, train, text_file, tmp_path, monkeypatch):
     chance = random.Random(0)
-    flags = [f"--{name}={value}" for name, value in tiny_flags("gpt").items()]
-    flags += [f"--data={text_file}", "--device=cpu", "--max_iters=600", "--eval_interval=3"]
-
-    def launch(out, *more):
-        return start("gpt.py", [*flags, f"--out={tmp_path / out}", *more], tmp_path / "errors")
-
-    whole = launch("whole")
-    process = launch("killed")
-    checkpoint = tmp_path / "killed" / "checkpoint.pt"
-    while not checkpoint.exists():
+    options = tiny_flags("gpt") | {"max_iters": 10**6, "eval_interval": 3}
+    flags = [*(f"--{name}={value}" for name, value in options.items()), f"--data={text_file}", "--device=cpu"]
+    flags += [f"--out={tmp_path / 'killed'}"]
+    process = start("gpt.py", flags, tmp_path / "errors")
+    while not (tmp_path / "killed" / "checkpoint.pt").exists():
         process.join(timeout=0.01)
         assert process.is_alive()
     step = 0
     for _ in range(25):
         process.join(timeout=chance.uniform(0, 0.5))
-        assert process.is_alive()
+        assert process.is_alive(), (tmp_path / "errors").read_text()
         process.kill()
         process.join()
         before, step = step, load_checkpoint(tmp_path / "killed")["step"]
         rows = (tmp_path / "killed" / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:-1]
         logged = [int(row.split(",")[0]) for row in rows if not row.endswith(",")]
         assert step >= max(before, *logged[-1:], 0)  # what has another row after it is in a checkpoint
-        process = launch("killed", "--resume")
+        process = start("gpt.py", [*flags, "--resume"], tmp_path / "errors")
+    while load_checkpoint(tmp_path / "killed")["step"] == step:
+        process.join(timeout=0.01)
+        assert process.is_alive(), (tmp_path / "errors").read_text()
+    os.kill(process.pid, signal.SIGINT)
     process.join()
-    whole.join()
-    assert process.exitcode == whole.exitcode == 0, (tmp_path / "errors").read_text()
+    assert process.exitcode == 130
+    killed = load_checkpoint(tmp_path / "killed")
+    interrupt_at(monkeypatch, killed["step"])
+    with pytest.raises(KeyboardInterrupt):
+        train("gpt", out="whole", **options)
+    whole = load_checkpoint(tmp_path / "whole")
     for name in ("step", "model", "optimizers", "generators"):
-        assert same(load_checkpoint(tmp_path / "whole")[name], load_checkpoint(tmp_path / "killed")[name]), name
+        assert same(whole[name], killed[name]), name
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 
 
