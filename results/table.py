@@ -36,11 +36,6 @@ LAYERS = {
     "mean": ("0: all alike", "W mean_j x_j"),
     "max": ("no softmax", "W max_j x_j, by channel"),
 }
-MATCHED = {
-    "dot": "`--layer dot`",
-    "gatv2_matched": "`--layer gatv2 --n_embd 200`",
-    "gat_matched": "`--layer gat --n_embd 208`",
-}
 
 
 def seeds(run):
@@ -87,13 +82,7 @@ def layers():
         yield row(f"`{run}`", score, value, parameters(run), f"{losses(run)[0]:.3f}", seconds(run))
 
 
-def matched():
-    yield from head("", "parameters", "validation loss", "seeds")
-    for run, name in MATCHED.items():
-        yield row(name, parameters(run), spread(losses(run)), len(losses(run)))
-
-
-TABLES = {"ladder": ladder, "layers": layers, "matched": matched, "ablation": ablation.table}
+TABLES = {"ladder": ladder, "layers": layers, "ablation": ablation.table}
 
 
 def rewritten(text):
