@@ -39,8 +39,8 @@ LAYERS = {
 
 
 def seeds(run):
-    """The folders of a run's seeds that are there: results/published/gpt, gpt-2, gpt-3."""
-    return [folder for end in ("", "-2", "-3") if (folder := PUBLISHED / (run + end)).is_dir()]
+    """The folders of a run's seeds that are done: results/published/gpt, gpt-2, gpt-3."""
+    return [folder for end in ("", "-2", "-3") if (folder := PUBLISHED / (run + end)).joinpath("sample.txt").exists()]
 
 
 def parameters(run):
