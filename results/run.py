@@ -24,6 +24,7 @@ from .plot import NAMES, plot
 from .sampling import sample_text
 from .utilisation import peak_flops, training_flops
 
+SAMPLE_LENGTH = 1000  # characters that a run writes at its end
 LOG_INTERVAL = 10  # steps between rows, each with the mean training loss since the row before
 
 
@@ -193,7 +194,7 @@ class Run:
         """Draws the loss curve, has the rung `generate` a page of text. Raises KeyboardInterrupt if that ended it."""
         if not rank():
             plot([self.folder], self.folder / "loss.png")
-            sample = dict(max_new_tokens=1000, seed=self.config.seed, temperature=0.8)
+            sample = dict(max_new_tokens=SAMPLE_LENGTH, seed=self.config.seed, temperature=0.8)
             (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
             self.write("sample.txt", text)
             print(f"{text}\n\n{self.folder}: config.json metrics.csv checkpoint.pt loss.png sample.txt", flush=True)

@@ -4,7 +4,10 @@ import random
 import pytest
 import torch
 
+import results.run
+
 torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
+results.run.SAMPLE_LENGTH = 100  # most of a tiny run would be its sample
 
 RUNGS = ["bigram", "single_head", "multi_head", "gpt", "modern_gpt", "pyg_free_gat"]
 GPTS = ["gpt", "modern_gpt", "pyg_free_gat"]

@@ -38,6 +38,7 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
     for folder in (ROOT / "results" / "published").glob("*/config.json"):
         made_by = json.loads(folder.read_text(encoding="utf-8"))["commands"]
         assert set(made_by) <= set(printed), folder
+        assert len((folder.parent / "sample.txt").read_text(encoding="utf-8")) == 1001
 
 
 def test_the_layer_of_ones_own_trains_as_it_stands(monkeypatch, text_file, tmp_path):

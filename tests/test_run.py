@@ -15,6 +15,7 @@ from conftest import RUNGS, tiny_flags
 import sample
 from data import Dataset, UserError
 from results.checkpoint import save_checkpoint
+from results.run import SAMPLE_LENGTH
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +99,7 @@ def test_the_folder_of_a_run(train, tmp_path):
     assert about["versions"]["torch"] == torch.__version__
     assert [row["step"] for row in metrics(folder)] == ["1", "2", "4"]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert len((folder / "sample.txt").read_text(encoding="utf-8")) == 1001
+    assert len((folder / "sample.txt").read_text(encoding="utf-8")) == 1 + SAMPLE_LENGTH
 
 
 def test_a_former_run_is_moved_aside_whole(train, tmp_path):
