@@ -6,7 +6,7 @@ python results/explain.py --run results/mine --text "To be, or not"  # what the 
 graph.png: a causal context as a graph, its adjacency matrix and attention weights on it. head.png: attention, matrix by
 matrix. block.png: a block of a GPT. lookup.png: what GAT cannot look up. attention-RUN.png: what each head attends to.
 rankings.png: in which order each query has the keys, in trained runs of GAT, GATv2 and the dot product. The last two
-need the checkpoints that `sh results/reproduce.sh layers` leaves in results/published/.
+need the checkpoints that `bash results/reproduce.sh ladder layers` leaves in results/published/.
 """
 
 import argparse

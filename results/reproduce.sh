@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs that the README quotes: bash results/reproduce.sh ladder layers matched long, or some of these.
+# The runs that the README quotes: bash results/reproduce.sh ladder layers matched, or some of these.
 # A run that is there already, whose sample.txt is what comes last, is left alone. `python results/table.py` then writes
 # the README's tables. The ablation and the speed tables have commands of their own, beside them.
 set -euo pipefail
@@ -36,10 +36,6 @@ matched() { # as many parameters as the dot product has, to 2%
     done
 }
 
-long() {
-    run long 1 modern_gpt.py --config results/published/long.toml
-}
-
-for group in "${@:?which: ladder, layers, matched, long}"; do
+for group in "${@:?which: ladder, layers, matched}"; do
     $group
 done
