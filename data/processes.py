@@ -20,6 +20,7 @@ def rank():
 
 
 def world_size():
+    """How many processes there are."""
     return distributed.get_world_size() if several() else 1
 
 
@@ -54,5 +55,6 @@ def mean(value):
 
 
 def leave():
+    """Takes leave of the other processes, if there are any."""
     if several():
         distributed.destroy_process_group()

@@ -2,7 +2,7 @@
 # The runs that the README quotes: bash results/reproduce.sh ladder layers matched, or some of these.
 # A run that is there already, whose sample.txt is what comes last, is left alone. `python results/table.py` then writes
 # the README's tables. The ablation and the speed tables have commands of their own, beside them.
-set -euo pipefail
+set -eo pipefail # no -u: the bash of macOS takes an empty array for an unset one
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 run() { # NAME SEED SCRIPT FLAGS...
