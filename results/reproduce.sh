@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# The runs that the README quotes: bash results/reproduce.sh ladder layers matched, or some of these.
-# A run that is there already, whose sample.txt is what comes last, is left alone. `python results/table.py` then writes
-# the README's tables. The ablation and the speed tables have commands of their own, beside them.
-set -eo pipefail # no -u: the bash of macOS takes an empty array for an unset one
+# The runs that the README quotes: bash results/reproduce.sh ladder layers matched long, or some of these.
+# A run that is there already, whose sample.txt is what comes last, is left alone, and one that was stopped goes on.
+# `python results/table.py` then writes the README's tables. The ablation and the speed tables have commands of their own.
+set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 run() { # NAME SEED SCRIPT FLAGS...
-    local out=results/published/$1 seed=()
-    [ "$2" = 1 ] || { out+=-$2; seed=(--seed "$2"); }
-    [ -e "$out/sample.txt" ] || python "${@:3}" "${seed[@]}" --out "$out"
+    local out=results/published/$1 flags=("${@:3}")
+    [ "$2" = 1 ] || { out+=-$2; flags+=(--seed "$2"); }
+    flags+=(--out "$out")
+    [ ! -e "$out/checkpoint.pt" ] || flags+=(--resume)
+    [ -e "$out/sample.txt" ] || python "${flags[@]}" || { rm -f "$out/sample.txt"; exit 1; } # Ctrl-C: not at its end
 }
 
 ladder() {
@@ -36,6 +38,10 @@ matched() { # as many parameters as the dot product has, to 2%
     done
 }
 
-for group in "${@:?which: ladder, layers, matched}"; do
+long() { # as low as modern_gpt.py comes in about an hour
+    run long 1 modern_gpt.py --n_layer 6 --n_embd 256 --batch_size 8 --learning_rate 6e-3 --weight_decay 0.3 --max_iters 1700 --eval_interval 340
+}
+
+for group in "${@:?which: ladder, layers, matched, long}"; do
     $group
 done
