@@ -1,6 +1,7 @@
 """Draws the loss curves of runs on one picture: validation solid, training faint, the last value beside each.
 
-python results/plot.py draws every run in results/ and results/published/, and
+python results/plot.py draws the runs in results/ and results/published/ whose names do not end in a number, as those of
+other seeds (gpt-2) and those moved aside (gpt-2026-11-22-143005) do, and
 python results/plot.py results/gpt results/mine --x seconds those two over time.
 """
 
@@ -8,6 +9,7 @@ import argparse
 import csv
 import itertools
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -82,6 +84,7 @@ def main(argv=None):
     from results.cli import Parser
 
     runs = sorted(file.parent for folder in (RESULTS, RESULTS / "published") for file in folder.glob("*/metrics.csv"))
+    runs = [run for run in runs if not re.search(r"-\d+$", run.name)]
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", default=runs, metavar="RUN", help="a run's folder")
     parser.add_argument("--x", choices=COLUMNS, default="steps", help="what the curves are drawn over (steps)")

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -19,6 +21,15 @@ def test_plots_runs_on_one_picture(tmp_path, capsys, x):
     plot.main([*map(str, runs), "--x", x, "--out", str(tmp_path / "losses.svg")])
     assert capsys.readouterr().out == f"{tmp_path / 'losses.svg'}\n"
     assert "<svg" in (tmp_path / "losses.svg").read_text(encoding="utf-8")
+
+
+def test_draws_what_is_in_results_but_for_other_seeds_and_what_was_moved_aside(tmp_path, monkeypatch):
+    for name in ("gpt", "gpt-2", "gpt-2026-11-22-143005", "published/gat", "published/gat-3"):
+        write_run(tmp_path / name, [(1, 4.0), (10, 3.0)])
+    monkeypatch.setattr(plot, "RESULTS", tmp_path)
+    plot.main(["--out", str(tmp_path / "losses.svg")])
+    drawn = re.findall("<!-- (.*) 3.000 -->", (tmp_path / "losses.svg").read_text(encoding="utf-8"))
+    assert sorted(drawn) == ["gpt", "published/gat"]
 
 
 def test_labels_of_close_curves_do_not_overlap():
