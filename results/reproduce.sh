@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs that the README quotes: bash results/reproduce.sh ladder layers matched long, or some of these.
+# The runs that the README quotes: bash results/reproduce.sh ladder layers matched long full, or some of these.
 # A run that is there already, whose sample.txt is what comes last, is left alone, and one that was stopped goes on.
 # `python results/table.py` then writes the README's tables. The ablation and the speed tables have commands of their own.
 set -euo pipefail
@@ -42,6 +42,12 @@ long() { # as low as modern_gpt.py comes in about an hour
     run long 1 modern_gpt.py --n_layer 6 --n_embd 256 --batch_size 8 --learning_rate 6e-3 --weight_decay 0.3 --max_iters 1700 --eval_interval 340
 }
 
-for group in "${@:?which: ladder, layers, matched, long}"; do
+full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its steps
+    for layer in gat gatv2 dot; do
+        run full_$layer 1 pyg_free_gat.py --layer $layer --size full --block_size 128 --learning_rate 8e-3 --max_iters 500 --eval_interval 50
+    done
+}
+
+for group in "${@:?which: ladder, layers, matched, long, full}"; do
     $group
 done
