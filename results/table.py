@@ -43,8 +43,12 @@ def seeds(run):
     return [folder for end in ("", "-2", "-3") if (folder := PUBLISHED / (run + end)).joinpath("sample.txt").exists()]
 
 
+def about(run):
+    return json.loads((PUBLISHED / run / "config.json").read_text(encoding="utf-8"))
+
+
 def parameters(run):
-    return f"{json.loads((PUBLISHED / run / 'config.json').read_text(encoding='utf-8'))['parameters']:,}"
+    return f"{about(run)['parameters']:,}"
 
 
 def losses(run):
@@ -82,7 +86,14 @@ def layers():
         yield row(f"`{run}`", score, value, parameters(run), f"{losses(run)[0]:.3f}", seconds(run))
 
 
-TABLES = {"ladder": ladder, "layers": layers, "ablation": ablation.table}
+def matched():
+    yield from head("run", "parameters", "validation loss")
+    for run in ("dot", "gatv2_matched", "gat_matched"):
+        command, _, _ = about(run)["commands"][0].partition(" --out")
+        yield row(f"`{command}`", parameters(run), spread(losses(run)))
+
+
+TABLES = {"ladder": ladder, "layers": layers, "matched": matched, "ablation": ablation.table}
 
 
 def rewritten(text):
