@@ -27,6 +27,7 @@ LADDER = [
     ("gpt.py", "residual stream, feed-forward, LayerNorm: one block", "multi_head.py", "one_block", "2.17"),
     ("gpt.py", "depth: three blocks, wider, a longer context", "multi_head.py", "gpt", "1.636"),
     ("modern_gpt.py", "what has changed since GPT-2", "gpt.py", "modern_gpt", ""),
+    ("modern_gpt.py", "the same with six blocks, wider, for longer", "gpt.py", "long", "1.4697"),
     ("pyg_free_gat.py", "attention as message passing: GATv2", "gpt.py", "gatv2", ""),
 ]
 LAYERS = {
