@@ -32,7 +32,7 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
     script = (ROOT / "results" / "reproduce.sh").read_text(encoding="utf-8").replace("/sample.txt", "/no such file")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "reproduce.sh").write_text(script, encoding="utf-8")
-    command = ["bash", tmp_path / "results" / "reproduce.sh", "ladder", "layers", "matched", "long"]
+    command = ["bash", tmp_path / "results" / "reproduce.sh", "ladder", "layers", "matched", "long", "full"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     for folder in (ROOT / "results" / "published").glob("*/config.json"):
