@@ -30,7 +30,7 @@ class Config(Flags):
     n_layer: int = option(3, "blocks", full=6, below=1000)
     n_head: int = option(4, "H: heads of attention", full=6)
     n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
-    dropout: float = option(0.0, "share set to 0 of all that the stream is the sum of", full=0.2, below=1)
+    dropout: float = option(0.0, "share of what is added to the stream that is set to 0", full=0.2, below=1)
     optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
     learning_rate: float = option(1.5e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
     weight_decay: float = option(0.1, "of the hidden matrices")
@@ -51,7 +51,7 @@ class Config(Flags):
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out.
 
-    With a cache (2, B, H, block_size, D) it reads and keeps keys and values there: `past` tokens came before x.
+    With a cache (2, B, H, block_size, D) keys and values are kept: x is one token after `past` ones, or the first.
     """
 
     def __init__(self, config):
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
 
 def attention_by_hand(q, k, v):
-    """What F.scaled_dot_product_attention computes, which never writes the T x T weights to memory: (B, H, T, D)."""
+    """What the fused kernel above computes without ever writing the T x T weights to memory; here to be read."""
     T = q.shape[-2]
     adjacency = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()  # (T, T)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)

@@ -2,7 +2,7 @@
 
 New against rung 4: rotary positions instead of learned ones; RMSNorm, of queries and keys too; ReLU squared; no biases;
 what adds to the residual stream starts at zero; the head has weights of its own; the learning rate rests at its highest
-before it falls; windows are short at first. The papers are named in their places.
+before it falls; windows are short at first. Most papers are named in their places.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Config(Flags):
     n_layer: int = option(3, "blocks", full=6, below=1000)
     n_head: int = option(4, "H: heads of attention", full=6)
     n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
-    dropout: float = option(0.0, "share set to 0 of all that the stream is the sum of", full=0.2, below=1)
+    dropout: float = option(0.0, "share of what is added to the stream that is set to 0", full=0.2, below=1)
     optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
     learning_rate: float = option(1e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
     weight_decay: float = option(0.1, "of the hidden matrices")
@@ -53,9 +53,10 @@ def norm(x):
 def rotation_of(positions, D):
     """Rotary positions (Su et al., arXiv:2104.09864): cosines and sines (2, T, D) that turn each pair d, d + D / 2.
 
-    A position turns it by 10000^(-2d/D), so that q . k depends on how far apart two tokens are, not on where they are.
+    Position p turns pair d by p 10000^(-2d/D), so that q . k depends on how far apart two tokens are alone.
     """
-    angles = positions[:, None] * 10000 ** -torch.arange(0, 1, 2 / D, device=positions.device)  # (T, D / 2)
+    d = torch.arange(0, 1, 2 / D, device=positions.device)[: D // 2]  # 2d/D; of some D, rounding makes one too many
+    angles = positions[:, None] * 10000**-d  # (T, D / 2)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 
@@ -76,7 +77,7 @@ class ReLU2(nn.Module):
 class Attention(nn.Module):
     """softmax(2 Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out.
 
-    With a cache (2, B, H, block_size, D) it reads and keeps keys and values there: `past` tokens came before x.
+    With a cache (2, B, H, block_size, D) keys and values are kept: x is one token after `past` ones, or the first.
     """
 
     def __init__(self, config):
@@ -92,7 +93,7 @@ class Attention(nn.Module):
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
         # QK-norm (Henry et al., arXiv:2010.04245): only directions count, and no score can exceed 2 sqrt(D).
-        q, k = rotate(norm(torch.stack((q, k))), rotation)
+        q, k = rotate(norm(torch.stack((q, k))), rotation)  # (B, H, T, D) each
         if cache is not None:
             cache[:, :, :, past : past + T] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each

@@ -32,7 +32,7 @@ class Config(Flags):
     n_layer: int = option(3, "blocks", full=6, below=1000)
     n_head: int = option(4, "H: heads of attention", full=6)
     n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
-    dropout: float = option(0.0, "share set to 0 of all that the stream is the sum of", full=0.2, below=1)
+    dropout: float = option(0.0, "share of what is added to the stream that is set to 0", full=0.2, below=1)
     optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
     learning_rate: float = option(1.5e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
     weight_decay: float = option(0.1, "of the hidden matrices")
@@ -117,7 +117,7 @@ class GAT(GraphAttention):
 
 
 class GATv2(GraphAttention):
-    """e_ij = a . LeakyReLU(W_r x_i + W_l x_j), values W_l x_j: dynamic, each i has a ranking of its own. GATv2Conv."""
+    """e_ij = a . LeakyReLU(W_r x_i + W_l x_j), values W_l x_j: dynamic, each i may rank them anew. GATv2Conv."""
 
     def __init__(self, in_channels, out_channels, heads=1, bias=True, share_weights=False, **options):
         super().__init__(in_channels, out_channels, heads, bias=bias, **options)
@@ -155,7 +155,7 @@ class GATv2Scores(torch.autograd.Function):
 
     @staticmethod
     def pieces(src, adjacency):
-        """Yields slices of B, a head, slices of i and of j: all edges, z of at most 1M numbers or one sequence."""
+        """Yields slices of B, a head, slices of i and of j: all edges, z of at most `room` numbers or one sequence."""
         B, T, H, D = src.shape
         room = 2**20 if src.device.type == "cpu" else 2**25
         edges = adjacency.reshape(-1, T, T).any(dim=0).cpu()
@@ -175,9 +175,9 @@ class GATv2Scores(torch.autograd.Function):
         a_src, a_dst = ((part * att).sum(dim=-1).mT.contiguous() for part in (src, dst))  # (B, H, T) each
         scores = slope * a_src[:, :, None, :] + a_dst[:, :, :, None]  # (B, H, T, T)
         scores += log_adjacency(adjacency, src.dtype)
-        minus_dst, z = -dst, src.new_empty(0)
+        minus_dst, z = -dst, src.new_empty(0)  # z's memory is used again
         for b, h, i, j in GATv2Scores.pieces(src, adjacency):
-            z = torch.maximum(src[b, None, j, h], minus_dst[b, i, None, h], out=z.resize_(0))  # in its old memory
+            z = torch.maximum(src[b, None, j, h], minus_dst[b, i, None, h], out=z.resize_(0))  # (b, i, j, D)
             scores[b, h, i, j].add_(z @ att[h], alpha=1 - slope)
         return scores
 
@@ -186,14 +186,14 @@ class GATv2Scores(torch.autograd.Function):
     def backward(ctx, grad):
         src, dst, att, adjacency = ctx.saved_tensors
         if torch.compiler.is_compiling():
-            i, j, g = dst[:, :, None], src[:, None], grad.permute(0, 2, 3, 1)[..., None]
+            x, y, g = dst[:, :, None], src[:, None], grad.permute(0, 2, 3, 1)[..., None]
             # z in two spellings, since what two sums share the compiler would store
-            grad_src = torch.where(i + j > 0, g, ctx.slope * g).sum(dim=1)  # (B, T, H, D)
-            grad_dst = torch.where(j + i > 0, g, ctx.slope * g).sum(dim=2)  # (B, T, H, D)
+            grad_src = torch.where(x + y > 0, g, ctx.slope * g).sum(dim=1)  # (B, T, H, D)
+            grad_dst = torch.where(y + x > 0, g, ctx.slope * g).sum(dim=2)  # (B, T, H, D)
         else:
             grad_src, grad_dst, z = torch.zeros_like(src), torch.zeros_like(dst), src.new_empty(0)
             for b, h, i, j in GATv2Scores.pieces(src, adjacency):
-                z = torch.add(src[b, None, j, h], dst[b, i, None, h], out=z.resize_(0))
+                z = torch.add(src[b, None, j, h], dst[b, i, None, h], out=z.resize_(0))  # (b, i, j, D)
                 g = grad[b, h, i, j, None].expand_as(z)
                 G = torch.ops.aten.leaky_relu_backward(g, z, ctx.slope, False, grad_input=z)
                 grad_src[b, j, h] += G.sum(dim=1)
@@ -213,13 +213,14 @@ class DotProduct(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x, adjacency):
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        linears = (self.query, self.key, self.value)
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in linears)  # (B, H, T, D) each
         mask = adjacency if adjacency.ndim == 2 else adjacency[:, None]  # 2 or 4 dimensions, for the fused kernel
-        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, T, H * D)
 
 
 class Mean(nn.Module):
-    """W mean_j x_j + b, whoever the j are: GraphSAGE's aggregator like GCN's (arXiv:1706.02216)."""
+    """W mean_j x_j + b, whoever the j are: GraphSAGE's mean, the variant like GCN (arXiv:1706.02216)."""
 
     def __init__(self, in_channels, out_channels, heads=1):
         super().__init__()
@@ -294,7 +295,7 @@ class GPT(nn.Module):
         """GPT-2's: biases 0, weights N(0, 0.02), but 1 / sqrt(2 n_layer) of that where they add to the stream."""
         for name, parameter in self.named_parameters():
             if ".layer." in name:
-                continue  # it keeps its own, as PyTorch Geometric's layers do: their linear maps are no nn.Linear
+                continue  # a layer starts as it was made, GAT and GATv2 as PyTorch Geometric's do
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 2:

@@ -34,7 +34,7 @@ class Config:
     prompt: str = option("", "what the text goes on from; else from a new line")
     max_new_tokens: int = option(500, "characters to write")
     num_samples: int = option(1, "texts to write")
-    temperature: float = option(0.8, "below 1 bolder, above 1 wilder; 0 takes the likeliest character")
+    temperature: float = option(0.8, "below 1 safer, above 1 wilder; 0 takes the likeliest character")
     top_k: int = option(0, "draw from the k likeliest characters alone; 0: from all", least=0)
     top_p: float = option(1.0, "draw from the likeliest that together have this probability")
     seed: int = option(1, "of the draws", least=0, below=2**63)

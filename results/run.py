@@ -141,9 +141,12 @@ class Run:
             print("" if sys.stdout.isatty() else line, flush=True)
 
     def save(self):
-        """Writes all that an exact resumption needs."""
+        """Writes all that an exact resumption needs. Raises FloatingPointError if a new loss is not finite."""
         if rank():
             return
+        losses = [loss.item() for loss in self.losses]
+        if not all(map(math.isfinite, losses)):
+            raise FloatingPointError(f"the loss is {losses[-1]} at step {self.step}")
         state = {
             "rung": rung_of(type(self.config)),
             "step": self.step,
@@ -152,7 +155,7 @@ class Run:
             "alphabet": self.data.tokenizer.alphabet,
             "corpus_sha256": self.data.sha256,
             "metrics": (self.folder / "metrics.csv").read_text(encoding="utf-8"),
-            "losses": [loss.item() for loss in self.losses],
+            "losses": losses,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generators": {"batches": self.data.generator.get_state(), **generators(self.device)},

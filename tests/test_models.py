@@ -262,6 +262,10 @@ def test_rotary_scores_depend_on_how_far_apart_two_tokens_are_and_on_that():
     assert (scores[60:, 0].diff().abs() > 1e-4).all()
 
 
+def test_rotary_positions_turn_each_pair_at_every_size():
+    assert all(modern_gpt.rotation_of(torch.arange(2), D).shape == (2, 2, D) for D in range(2, 400, 2))
+
+
 def test_qk_norm_leaves_the_size_of_queries_and_keys_without_effect():
     model, ids = trained("modern_gpt").eval(), torch.randint(65, (2, 16))
     before = model(ids)

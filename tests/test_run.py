@@ -118,7 +118,7 @@ def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(train, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(train, tmp_path, monkeypatch):
     state = train("gpt", max_iters=4)
     state["model"]["norm.weight"].fill_(torch.inf)
     save_checkpoint(tmp_path / "run", state)
@@ -127,6 +127,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(train, tmp_pa
         train("gpt", "--resume", max_iters=8)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     assert [row["step"] for row in metrics(tmp_path / "run")] == ["1", "2", "4"]
+    interrupt_at(monkeypatch, step=1)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 5"):
+        train("gpt", "--resume", max_iters=8)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_run_goes_on_with_its_own_text_alone(train, text_file):
