@@ -6,7 +6,7 @@ python results/explain.py --run results/mine --text "To be, or not"  # what the 
 graph.png: a causal context as a graph, its adjacency matrix and attention weights on it. head.png: attention, matrix by
 matrix. block.png: a block of a GPT. lookup.png: what GAT cannot look up. attention-RUN.png: what each head attends to.
 rankings.png: in which order each query has the keys, in trained runs of GAT, GATv2 and the dot product. The last two
-need the checkpoints that `bash results/reproduce.sh ladder layers` leaves in results/published/.
+need the checkpoints that `bash results/reproduce.sh ladder layers` leaves in results/reproduced/.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import sample
 from pyg_free_gat import GAT, GATv2
 from results.cli import Parser, run_main
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
+RESULTS = Path(__file__).resolve().parent
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 TEXT = "Good morrow, neighbour Baptista."
 
@@ -212,7 +212,7 @@ def draw_attention(path, run, text):
 
 
 def draw_rankings(path, runs, text):
-    """In which order each query of a run's first layer has all keys: of GAT's heads the one that varies most."""
+    """In which order each query of a run's first layer has all keys, the mask lifted: the head that varies most."""
     figure = Figure(figsize=(8.3, 3.2), layout="constrained")
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
         ranks = weights_of(run, text, full=True)[0].argsort(-1, descending=True).argsort(-1).double()  # (H, T, T)
@@ -329,25 +329,26 @@ def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="only what the heads of the run in this folder attend to")
     parser.add_argument("--text", default=TEXT, help=f"what they read ({TEXT})")
-    parser.add_argument("--out", type=Path, default=PUBLISHED, metavar="FOLDER", help="(results/published)")
+    parser.add_argument("--out", metavar="FOLDER", help="(results/published; with --run, the run's)")
     flags = parser.parse_args(argv)
-    if not flags.text or not flags.out.is_dir():
-        parser.error("--text: must not be empty" if not flags.text else f"--out {flags.out}: is no folder")
+    out = Path(flags.out or flags.run or RESULTS / "published")
+    if not flags.text or not out.is_dir():
+        parser.error("--text: must not be empty" if not flags.text else f"{out}: is no folder")
     if flags.run:
         runs = [flags.run]
     else:
         for draw in (draw_graph, draw_head, draw_block, draw_lookup):
-            path = flags.out / f"{draw.__name__.removeprefix('draw_')}.png"
+            path = out / f"{draw.__name__.removeprefix('draw_')}.png"
             draw(path)
             print(path, flush=True)
-        runs = [PUBLISHED / run for run in ("gpt", "gat", "gatv2")]
+        runs = [RESULTS / "reproduced" / run for run in ("gpt", "gat", "gatv2")]
         runs = [run for run in runs if (run / "checkpoint.pt").exists()]
-        ranked = [PUBLISHED / run for run in ("gat", "gatv2", "dot")]
+        ranked = [RESULTS / "reproduced" / run for run in ("gat", "gatv2", "dot")]
         if all((run / "checkpoint.pt").exists() for run in ranked):
-            draw_rankings(flags.out / "rankings.png", ranked, flags.text)
-            print(flags.out / "rankings.png")
+            draw_rankings(out / "rankings.png", ranked, flags.text)
+            print(out / "rankings.png")
     for run in runs:
-        path = flags.out / f"attention-{Path(run).resolve().name}.png"
+        path = out / f"attention-{Path(run).resolve().name}.png"
         draw_attention(path, run, flags.text)
         print(path)
 

@@ -31,7 +31,7 @@ def read(folder):
 
 
 def plot(folders, path, x="steps"):
-    """Draws the runs in `folders` to the picture `path`, over `x`: steps (logarithmic), seconds or tokens."""
+    """Draws the runs in `folders` to the picture `path`, over `x`, logarithmic: steps, seconds or tokens."""
     from matplotlib.figure import Figure  # here, since a run needs it only at its end
 
     figure = Figure(figsize=(8.3, 4.7), layout="constrained")
@@ -44,7 +44,7 @@ def plot(folders, path, x="steps"):
         if loss:
             axes.plot(at, loss, color=colour, linewidth=2, marker="o", markersize=3)
             labels.append((loss[-1], at[-1], colour, f"{name_of(folder)} {loss[-1]:.3f}"))
-    axes.set(xlabel=f"training {x}", ylabel="loss, nats per character", xscale="log" if x == "steps" else "linear")
+    axes.set(xlabel=f"training {x}", ylabel="loss, nats per character", xscale="log")
     axes.set_title("validation loss, and training loss (faint)", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

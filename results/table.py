@@ -26,8 +26,8 @@ LADDER = [
     ("multi_head.py", "several heads side by side", "single_head.py", "multi_head", "2.28"),
     ("gpt.py", "residual stream, feed-forward, LayerNorm: one block", "multi_head.py", "one_block", "2.17"),
     ("gpt.py", "depth: three blocks, wider, a longer context", "multi_head.py", "gpt", "1.636"),
-    ("modern_gpt.py", "what has changed since GPT-2", "gpt.py", "modern_gpt", ""),
-    ("modern_gpt.py", "the same with six blocks, wider, for longer", "gpt.py", "long", "1.4697"),
+    ("modern_gpt.py", "what has changed since GPT-2; more context and steps", "gpt.py", "modern_gpt", ""),
+    ("modern_gpt.py", "the same with six blocks, wider, more steps of half the size", "gpt.py", "long", "1.4697"),
     ("pyg_free_gat.py", "attention as message passing: GATv2", "gpt.py", "gatv2", ""),
 ]
 LAYERS = {
@@ -37,6 +37,7 @@ LAYERS = {
     "mean": ("0: all alike", "W mean_j x_j"),
     "max": ("no softmax", "W max_j x_j, by channel"),
 }
+FULL = {"full_dot": "1.50", "full_gatv2": "1.57", "full_gat": "1.66"}  # and what gpt-pyg-attention's plot reads for it
 
 
 def seeds(run):
@@ -94,7 +95,16 @@ def matched():
         yield row(f"`{command}`", parameters(run), spread(losses(run)))
 
 
-TABLES = {"ladder": ladder, "layers": layers, "matched": matched, "ablation": ablation.table}
+def full():
+    yield from head("`--layer`", "parameters", "steps", "characters", "validation loss", "time", "elsewhere")
+    for run, elsewhere in FULL.items():
+        if seeds(run):
+            layer, columns = about(run)["config"]["layer"], read(PUBLISHED / run)
+            seen = (f"{columns[name][-1]:,.0f}" for name in ("step", "tokens"))
+            yield row(f"`{layer}`", parameters(run), *seen, f"{losses(run)[0]:.3f}", seconds(run), elsewhere)
+
+
+TABLES = {"ladder": ladder, "layers": layers, "matched": matched, "full": full, "ablation": ablation.table}
 
 
 def rewritten(text):
