@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Does anew the runs that the README quotes: bash results/reproduce.sh ladder layers matched long full, or some of these.
-# They come into results/reproduced/, beside those in results/published/, whose losses they have to the last bit on a
-# machine like theirs. A run that is done, whose sample.txt is what comes last, is left alone; one that was stopped goes
-# on. The ablation and the speed tables have commands of their own.
+# They come into results/reproduced/, beside those in results/published/, whose losses they come close to: to the last
+# bit only with the same processor, versions and threads (see config.json). A run that is done, whose sample.txt is what
+# comes last, is left alone; one that was stopped goes on. The ablation and the speed tables have their own commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
