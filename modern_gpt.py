@@ -55,8 +55,8 @@ def rotation_of(positions, D):
 
     Position p turns pair d by p 10000^(-2d/D), so that q . k depends on how far apart two tokens are alone.
     """
-    d = torch.arange(0, 1, 2 / D, device=positions.device)[: D // 2]  # 2d/D; of some D, rounding makes one too many
-    angles = positions[:, None] * 10000**-d  # (T, D / 2)
+    exponents = torch.arange(0, 1, 2 / D, device=positions.device)[: D // 2]  # 2d/D; rounding can make one too many
+    angles = positions[:, None] * 10000**-exponents  # (T, D / 2)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 
