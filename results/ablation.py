@@ -1,6 +1,6 @@
 """From gpt.py to modern_gpt.py, one idea a row: the validation loss after equal steps and after equal seconds.
 
-python results/ablation.py                          # trains and measures what is missing, prints the table
+python results/ablation.py  # trains and measures what results/reproduced/ does not have yet, prints the table
 python results/ablation.py --row gpt.py --seed 2
 
 A row is the row before and one idea more, put into a model of gpt.py, up to modern_gpt.py as it stands; then come
@@ -26,8 +26,8 @@ import modern_gpt
 from data import Dataset, choose_dtype
 from results.cli import Parser, run_main
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
-LOSSES, PACES = PUBLISHED / "ablation.csv", PUBLISHED / "ablation_seconds.csv"
+PUBLISHED, REPRODUCED = (Path(__file__).resolve().parent / name for name in ("published", "reproduced"))
+LOSSES, PACES = "ablation.csv", "ablation_seconds.csv"
 STEPS, EVAL_INTERVAL, SEEDS = 120, 30, (1, 2, 3)
 
 
@@ -204,9 +204,9 @@ def spread(losses):
     return f"{statistics.mean(losses):.3f}" + (f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else "")
 
 
-def table():
+def table(folder=PUBLISHED):
     """Lines of Markdown."""
-    runs, paces = read(LOSSES, "row", "seed"), read(PACES, "row")
+    runs, paces = read(folder / LOSSES, "row", "seed"), read(folder / PACES, "row")
     pace = {row: min(seconds for _, seconds in rounds) for (row,), rounds in paces.items()}  # what nothing disturbed
     yield f"| | after {STEPS} steps | after as many seconds as `gpt.py` | ms a step |"
     yield "|---|---|---|---|"
@@ -222,18 +222,19 @@ def main(argv=None):
     parser.add_argument("--row", choices=ROWS, help="one row instead of all")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="one seed instead of all")
     flags = parser.parse_args(argv)
-    runs = read(LOSSES, "row", "seed")
+    REPRODUCED.mkdir(exist_ok=True)
+    runs = read(REPRODUCED / LOSSES, "row", "seed")
     for seed in [flags.seed] if flags.seed else SEEDS:
         for row in [flags.row] if flags.row else ROWS:
             if (row, str(seed)) not in runs:
                 run = [(row, seed, step, f"{loss:.6f}") for step, loss in train(row, seed)]
                 print(*run[-1], flush=True)
-                append(LOSSES, ("row", "seed", "step", "val_loss"), run)
-    if not PACES.exists():
+                append(REPRODUCED / LOSSES, ("row", "seed", "step", "val_loss"), run)
+    if not (REPRODUCED / PACES).exists():
         seconds = measure()
         rounds = [(row, n, f"{t:.4f}") for row in seconds for n, t in enumerate(seconds[row], 1)]
-        append(PACES, ("row", "round", "seconds"), rounds)
-    print("\n".join(table()))
+        append(REPRODUCED / PACES, ("row", "round", "seconds"), rounds)
+    print("\n".join(table(REPRODUCED)))
 
 
 if __name__ == "__main__":

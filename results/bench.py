@@ -550,8 +550,10 @@ def main(argv=None):
     if flags.rounds < 1:
         parser.error(f"--rounds {flags.rounds}: must be at least 1")
     device, _ = choose_device(flags.device)
-    if flags.csv and Path(flags.csv).exists():
-        raise UserError(f"--csv {flags.csv}: is there already")
+    try:
+        kept = open(flags.csv or os.devnull, "x" if flags.csv else "w", encoding="utf-8", newline="")
+    except OSError as error:
+        parser.error(f"--csv {flags.csv}: {error.strerror}")
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(
@@ -559,16 +561,18 @@ def main(argv=None):
     )
     if not importlib.util.find_spec("torch_geometric"):
         print("torch_geometric is not here; pip install -r requirements-dev.txt brings it", file=sys.stderr)
-    rows = [("what", "side", "round", "seconds")]
-    for which in [flags.only] if flags.only else [*SETS, "loss"]:
-        measured = race(flags, device) if which == "loss" else compare(which, flags.rounds, device, flags.quick)
-        for title, seconds, last in measured:
-            shown = f"QUICK, with tiny sizes instead of: {title}" if flags.quick else title
-            print("\n".join(table(shown, seconds, last)), flush=True)
-            rows += [(shown, name, n, t) for name in seconds for n, t in enumerate(seconds[name], 1)]
-    if flags.csv:
-        with open(flags.csv, "x", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+    with kept:
+        rows = csv.writer(kept, lineterminator="\n")
+        rows.writerow(("what", "side", "round", "seconds"))
+        for which in [flags.only] if flags.only else [*SETS, "loss"]:
+            measured = race(flags, device) if which == "loss" else compare(which, flags.rounds, device, flags.quick)
+            for title, seconds, last in measured:
+                if not seconds:
+                    continue  # no side could be measured
+                shown = f"QUICK, with tiny sizes instead of: {title}" if flags.quick else title
+                print("\n".join(table(shown, seconds, last)), flush=True)
+                rows.writerows((shown, name, n, t) for name in seconds for n, t in enumerate(seconds[name], 1))
+                kept.flush()
 
 
 if __name__ == "__main__":

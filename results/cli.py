@@ -52,7 +52,7 @@ def run_main(main):
         main()
     except (UserError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or re.search("tried to allocate|calculation overflowed", str(error), re.I):
-            error = UserError("not enough memory; a smaller --batch_size, --block_size or --n_embd takes less")
+            error = UserError("not enough memory; a smaller batch, context or model takes less")
         elif several() and re.search("gloo|nccl", str(error), re.I):
             error = OSError("another process has ended")
         elif isinstance(error, RuntimeError):
@@ -173,7 +173,7 @@ def read_flags(cls, argv, with_toml=False):
 def read_toml(cls, path):
     """The options in a TOML file, by name, each of its own type."""
     try:
-        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        given = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -213,10 +213,11 @@ def saved_options(cls, state, folder):
 
 def resumed(given, saved):
     """The options of a run, with those given on top that it may change on its way."""
+    given = {name: value for name, value in given.items() if (name, value) != ("size", "auto")}
     for name, value in given.items():
         if name not in MAY_CHANGE and value != saved[name]:
             raise UserError(f"--resume goes on with {name}={saved[name]}; {name}={value} needs a new run with --out")
     if given.get("max_iters", saved["max_iters"]) != saved["max_iters"]:
         print(f"{given['max_iters']} steps instead of {saved['max_iters']}: the learning rate falls to 0 after those")
-    chosen_anew = {"dtype"} if "device" in given else set()
+    chosen_anew = {"dtype"} if given.get("device", saved["device"]) != saved["device"] else set()
     return {name: value for name, value in saved.items() if name not in chosen_anew} | given

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where Python, ru
 
 import pyg_free_gat
 import sample
+from data import UserError
 from pyg_free_gat import GAT, GATv2
 from results.cli import Parser, run_main
 
@@ -194,6 +195,8 @@ def weights_of(run, text, full=False):
     _, model, tokenizer = sample.load(run, "cpu")
     with recorded(full) as weights:
         model.eval()(tokenizer.encode(text)[None, -model.config.block_size :])
+    if not weights:
+        raise UserError(f"{run}: no weights to draw; gpt.py, modern_gpt.py and --layer dot, gat and gatv2 have them")
     return [w[0] for w in weights]
 
 
@@ -208,7 +211,7 @@ def draw_attention(path, run, text):
             name(axes, text[-T:], text[-T:], min(7, 130 / T))
             axes.set_title(f"layer {row + 1}, head {head + 1}", fontsize=8)
     figure.suptitle(f"{Path(run).name}: who (row) reads whom (column)", fontsize=9)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=200)
 
 
 def draw_rankings(path, runs, text):
@@ -222,7 +225,7 @@ def draw_rankings(path, runs, text):
         orders = len(torch.unique(ranks, dim=0))
         axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(text)} queries", fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="rank of the key (column)", shrink=0.8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=200)
 
 
 # ---------------------------------------------------------------- The dictionary that GAT cannot look up

@@ -1,7 +1,7 @@
 """Draws the loss curves of runs on one picture: validation solid, training faint, the last value beside each.
 
-python results/plot.py draws the runs in results/ and results/published/ whose names do not end in a number, as those of
-other seeds (gpt-2) and those moved aside (gpt-2026-11-22-143005) do, and
+python results/plot.py draws the runs in results/ whose names do not end in a number, as those moved aside do
+(gpt-2026-11-22-143005), and
 python results/plot.py results/gpt results/mine --x seconds those two over time.
 """
 
@@ -83,7 +83,7 @@ def label(axes, labels):
 def main(argv=None):
     from results.cli import Parser
 
-    runs = sorted(file.parent for folder in (RESULTS, RESULTS / "published") for file in folder.glob("*/metrics.csv"))
+    runs = sorted(file.parent for file in RESULTS.glob("*/metrics.csv"))
     runs = [run for run in runs if not re.search(r"-\d+$", run.name)]
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", default=runs, metavar="RUN", help="a run's folder")

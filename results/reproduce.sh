@@ -51,6 +51,9 @@ full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its step
     done
 }
 
-for group in "${@:?which: ladder, layers, matched, long, full}"; do
+for group in "${@:-}"; do
+    [[ " ladder layers matched long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, long, full" >&2; exit 2; }
+done
+for group; do
     $group
 done

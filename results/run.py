@@ -16,9 +16,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from data import UserError
+from data.files import write_atomically
 from data.processes import mean, rank, several, world_size
 
-from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from .checkpoint import load_checkpoint, save_checkpoint
 from .cli import rung_of
 from .plot import NAMES, plot
 from .sampling import sample_text
@@ -38,13 +39,15 @@ class Run:
 
     def __init__(self, config, data, model, *optimizers):
         self.config, self.data, self.model, self.optimizers = config, data, model, optimizers
-        self.folder = Path(config.out)
+        self.path, self.inode = Path(config.out), None
         self.step, self.losses, self.interrupted = 0, [], False
         self.device = torch.device(config.device)
         self.batch = config.batch_size * config.block_size * getattr(config, "grad_accum", 1)  # tokens of a step
         seconds, commands, metrics = self.restore() if config.resume else (0.0, [], ",".join(NAMES) + "\n")
-        if not config.resume and not rank():
-            make_room(self.folder)
+        if not rank():
+            if not config.resume:
+                make_room(self.folder)
+            self.inode = self.folder.stat().st_ino
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{rung_of(type(config))}: {parameters:,} parameters, results in {self.folder}", flush=True)
         about = {
@@ -66,6 +69,17 @@ class Run:
         self.first_step, self.begun = self.step, time.perf_counter()
         self.start = self.begun - seconds
         self.logged, self.pace = (self.step, self.begun), math.nan
+
+    @property
+    def folder(self):
+        """Where the run is, also once another with the same `config.out` has moved it aside. Raises OSError."""
+        if self.inode and self.path.stat().st_ino != self.inode:
+            siblings = self.path.resolve().parent.iterdir()
+            self.path = next((path for path in siblings if path.stat().st_ino == self.inode), None)
+            if not self.path:
+                raise OSError(f"{self.config.out}: another run has taken the place of this one")
+            print(f"\nanother run has moved this one to {self.path}", flush=True)
+        return self.path
 
     def replicate(self, model):
         """`model`, or of several processes this one's replica: its backward pass averages the gradients over all."""
@@ -119,9 +133,9 @@ class Run:
             val = "" if val_loss is None else f"{val_loss:.6f}"
             with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
                 file.write(f"{step},{step * self.batch},{now - self.start:.2f},{train_loss:.6f},{val}\n")
-        self.show(step, train_loss, val_loss)
         if val_loss is not None:
             self.save()
+        self.show(step, train_loss, val_loss)
         self.logged = step, time.perf_counter()
 
     def show(self, step, train_loss, val_loss):
@@ -174,7 +188,7 @@ class Run:
         if state["corpus_sha256"] != self.data.sha256:
             raise UserError(f"the run in {self.folder} was trained on another text")
         self.step = int(state["step"])
-        if not 0 <= self.step < self.config.max_iters:
+        if not 0 <= self.step <= self.config.max_iters:  # equal: all but its sample may be there
             raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
         self.losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
         self.model.load_state_dict(state["model"])

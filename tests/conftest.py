@@ -11,6 +11,7 @@ results.run.SAMPLE_LENGTH = 100  # most of a tiny run would be its sample
 
 RUNGS = ["bigram", "single_head", "multi_head", "gpt", "modern_gpt", "pyg_free_gat"]
 GPTS = ["gpt", "modern_gpt", "pyg_free_gat"]
+CACHED = ["gpt", "modern_gpt"]
 
 
 def tiny_flags(rung):

@@ -14,6 +14,7 @@ import sample
 from data import UserError
 from results import bench, parse_config, plot
 from results.checkpoint import save_checkpoint
+from results.cli import resumed
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +31,7 @@ def test_help_shows_every_option_with_its_meaning_and_default(capsys):
 
 def test_flags_over_toml_over_size(tmp_path, capsys):
     toml = tmp_path / "my.toml"
-    toml.write_text('size = "full"\nn_layer = 3\nlearning_rate = 1\ncompile = true\n', encoding="utf-8")
+    toml.write_text('size = "full"\nn_layer = 3\nlearning_rate = 1\ncompile = true\n', encoding="utf-8-sig")
     config = parse_config(gpt.Config, ["--config", str(toml), "--n_layer", "2", "--no-compile", "--device=cpu"])
     assert (config.n_embd, config.n_layer, config.learning_rate, config.compile) == (384, 2, 1.0, False)
     assert "device cpu (as asked)" in (printed := capsys.readouterr().out) and "n_embd=384" in printed.split()
@@ -127,7 +128,7 @@ BAD_GPT = [
     ("--dtype=float16", "--dtype float16: must be one of auto, float32, bfloat16"),
     ("--resume --out=run --n_layer=3", "--resume goes on with n_layer="),
     ("--resume --out=older", "a checkpoint of another version of gpt.py"),
-    ("--resume --out=run", "a larger --max_iters goes on with it"),
+    ("--resume --out=run --max_iters=3", "has its 4 steps; a larger --max_iters goes on with it"),
 ]
 BAD_MODERN = [
     ("--n_embd=12 --n_head=4", "--n_embd 12 must be a multiple of twice --n_head 4"),
@@ -238,6 +239,16 @@ def test_bad_flags_of_every_rung(workplace, flags, message):
         check_error(workplace, main, usual + flags.split(), message)
 
 
+def test_what_a_run_has_already_is_no_change_of_it():
+    saved = {"size": "small", "device": "cpu", "dtype": "float32", "max_iters": 9}
+    assert resumed({"size": "auto", "device": "cpu"}, saved) == saved
+    assert resumed({"device": "cuda"}, saved) == {
+        "size": "small",
+        "device": "cuda",
+        "max_iters": 9,
+    }  # whose precision is its own
+
+
 @pytest.mark.parametrize(("flags", "message"), BAD_GPT)
 def test_bad_flags_of_gpt(workplace, flags, message):
     check_error(workplace, gpt.main, ["--data=corpus.txt", "--out=new", "--device=cpu", *flags.split()], message)
@@ -246,6 +257,11 @@ def test_bad_flags_of_gpt(workplace, flags, message):
 @pytest.mark.parametrize(("flags", "message"), BAD_MODERN)
 def test_bad_flags_of_modern_gpt(workplace, flags, message):
     check_error(workplace, modern_gpt.main, ["--data=corpus.txt", "--out=new", "--device=cpu", *flags.split()], message)
+
+
+def test_a_file_for_times_that_cannot_be_written_is_known_before_anything_is_measured(workplace):
+    check_error(workplace, bench.main, ["--csv=nowhere/times.csv"], "--csv nowhere/times.csv: No such file")
+    check_error(workplace, bench.main, ["--csv=corpus.txt"], "--csv corpus.txt: File exists")
 
 
 def test_a_checkout_of_nanogpt_that_is_none(workplace):

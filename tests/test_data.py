@@ -58,7 +58,8 @@ def test_ids_are_kept_in_a_byte_each(text_file, tmp_path):
     assert dataset(text_file).splits["train"].dtype == torch.uint8
     wide = tmp_path / "wide.txt"
     wide.write_text("".join(map(chr, range(1000, 2000))), encoding="utf-8")
-    assert dataset(wide).vocab_size == 1000
+    data = dataset(wide)
+    assert data.tokenizer.decode(data.splits["train"]) == wide.read_text(encoding="utf-8")[:900]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_unusable_texts(tmp_path, content, message):
         dataset(path)
 
 
-def test_tinyshakespeare_is_rebuilt_to_the_byte_from_the_wheel(monkeypatch, tmp_path):
+def test_tinyshakespeare_is_rebuilt_to_the_byte_from_the_wheel():
     try:
         text = corpus.rebuild()
     except OSError as error:
@@ -129,6 +130,14 @@ def test_a_damaged_corpus_on_disk_is_replaced(no_corpus_yet, monkeypatch):
     assert list(no_corpus_yet.parent.iterdir()) == [no_corpus_yet]
     monkeypatch.setattr(corpus.urllib.request, "urlopen", refuse)
     assert corpus.tinyshakespeare() == b"the plays"  # from disk, with no request
+
+
+def test_a_corpus_that_cannot_be_kept_is_used_all_the_same(no_corpus_yet, monkeypatch, capsys):
+    monkeypatch.setattr(corpus, "CORPUS", no_corpus_yet / "nowhere")
+    monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
+    monkeypatch.setattr(corpus.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
+    assert corpus.tinyshakespeare() == b"the plays"
+    assert "used without keeping it" in capsys.readouterr().out
 
 
 def test_a_device_that_is_not_there_is_named_with_those_that_are():

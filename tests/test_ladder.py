@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import CACHED, GPTS, RUNGS
 
 ROOT = Path(__file__).parents[1]
-LADDER = ["bigram", "single_head", "multi_head", "gpt", "modern_gpt", "pyg_free_gat"]
 BUDGETS = {
     ("bigram", "single_head"): 80,
     ("single_head", "multi_head"): 40,
@@ -27,12 +27,10 @@ LENGTHS = {
     "pyg_free_gat": 405,
 }  # likewise
 FIRST = ["bigram", "single_head", "multi_head"]
-GPTS = ["gpt", "modern_gpt", "pyg_free_gat"]
-CACHED = ["gpt", "modern_gpt"]
 SAME = [
-    ("generate", [rung for rung in LADDER if rung not in CACHED]),
+    ("generate", [rung for rung in RUNGS if rung not in CACHED]),
     ("generate", CACHED),
-    ("evaluate", LADDER),
+    ("evaluate", RUNGS),
     ("loss_of", FIRST),
     ("train", FIRST),
     ("main", FIRST[1:]),
@@ -75,7 +73,7 @@ def test_diff_budgets(pair):
     assert len(changed) <= BUDGETS[pair]
 
 
-@pytest.mark.parametrize("rung", LADDER)
+@pytest.mark.parametrize("rung", RUNGS)
 def test_length_and_sections(rung):
     text = source(rung)
     assert len(text.splitlines()) <= LENGTHS[rung]
@@ -83,7 +81,7 @@ def test_length_and_sections(rung):
     assert banners == SECTIONS
 
 
-@pytest.mark.parametrize("rung", LADDER)
+@pytest.mark.parametrize("rung", RUNGS)
 def test_imports_torch_the_standard_library_data_and_results_alone(rung):
     imported = set()
     for node in ast.walk(ast.parse(source(rung))):
@@ -95,10 +93,10 @@ def test_imports_torch_the_standard_library_data_and_results_alone(rung):
 
 
 def test_importing_runs_nothing(tmp_path):
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(LADDER)}, sample"
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(RUNGS)}, sample"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr, list(tmp_path.iterdir())) == ("", "", [])
 
 
 def test_sample_knows_every_rung():
-    assert list(importlib.import_module("sample").RUNGS) == LADDER
+    assert list(importlib.import_module("sample").RUNGS) == RUNGS

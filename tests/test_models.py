@@ -6,15 +6,13 @@ import math
 
 import pytest
 import torch
-from conftest import GPTS, RUNGS, build, tiny_flags
+from conftest import CACHED, GPTS, RUNGS, build, tiny_flags
 from torch.nn import functional as F
 
 import gpt
 import modern_gpt
 import multi_head
 from results import sample_token
-
-CACHED = ["gpt", "modern_gpt"]
 
 
 def trained(rung, **sizes):

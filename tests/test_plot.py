@@ -15,21 +15,23 @@ def write_run(folder, losses):
     return folder
 
 
-@pytest.mark.parametrize("x", ["steps", "seconds", "tokens"])
-def test_plots_runs_on_one_picture(tmp_path, capsys, x):
+@pytest.mark.parametrize(("x", "powers"), [("steps", "012"), ("seconds", ["-1", "0", "1"]), ("tokens", "23")])
+def test_plots_runs_on_one_picture(tmp_path, capsys, x, powers):
     runs = [write_run(tmp_path / name, [(1, 4.0), (10, 3.0), (100, end)]) for name, end in (("a", 2.0), ("b", 2.01))]
     plot.main([*map(str, runs), "--x", x, "--out", str(tmp_path / "losses.svg")])
     assert capsys.readouterr().out == f"{tmp_path / 'losses.svg'}\n"
-    assert "<svg" in (tmp_path / "losses.svg").read_text(encoding="utf-8")
+    picture = (tmp_path / "losses.svg").read_text(encoding="utf-8")
+    assert f"<!-- training {x} -->" in picture
+    assert re.findall(r"<!-- \$\\mathdefault\{10\^\{([-0-9]+)\}\}\$ -->", picture) == [*powers]
 
 
-def test_draws_what_is_in_results_but_for_other_seeds_and_what_was_moved_aside(tmp_path, monkeypatch):
-    for name in ("gpt", "gpt-2", "gpt-2026-11-22-143005", "published/gat", "published/gat-3"):
+def test_draws_what_is_in_results_but_for_what_was_moved_aside(tmp_path, monkeypatch):
+    for name in ("gpt", "gat", "gpt-2026-11-22-143005", "published/gat"):
         write_run(tmp_path / name, [(1, 4.0), (10, 3.0)])
     monkeypatch.setattr(plot, "RESULTS", tmp_path)
     plot.main(["--out", str(tmp_path / "losses.svg")])
     drawn = re.findall("<!-- (.*) 3.000 -->", (tmp_path / "losses.svg").read_text(encoding="utf-8"))
-    assert sorted(drawn) == ["gpt", "published/gat"]
+    assert sorted(drawn) == ["gat", "gpt"]
 
 
 def test_labels_of_close_curves_do_not_overlap():
@@ -87,6 +89,12 @@ def test_explain_has_the_weights_that_the_model_reads_by(train, tmp_path, rung):
         assert not w.triu(1).any()
     explain.main([f"--run={tmp_path / 'run'}", "--text=or not to be", f"--out={tmp_path}"])
     assert (tmp_path / "attention-run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_whose_weights_cannot_be_drawn_is_an_error(train, tmp_path):
+    train("bigram")
+    with pytest.raises(UserError, match="no weights to draw; gpt.py"):
+        explain.main([f"--run={tmp_path / 'run'}", "--text=or not to be"])
 
 
 def test_trained_heads_of_gat_have_one_order_and_those_of_the_others_more(train, tmp_path):

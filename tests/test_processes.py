@@ -101,7 +101,7 @@ def test_two_processes_end_together_at_ctrl_c_and_go_on_exactly(torchrun, tmp_pa
 
 
 @posix
-def test_a_process_that_dies_ends_the_other(torchrun, tmp_path):
+def test_a_process_that_dies_ends_the_other(torchrun):
     process = torchrun("gpt", "run", environment={"DIE": "1"}, max_iters=10**6)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "SIGKILL" in errors

@@ -102,12 +102,42 @@ def test_the_folder_of_a_run(train, tmp_path):
     assert len((folder / "sample.txt").read_text(encoding="utf-8")) == 1 + SAMPLE_LENGTH
 
 
+def test_a_run_that_was_stopped_after_its_last_step_writes_its_sample_on_resumption(train, tmp_path):
+    state = train("gpt")
+    sampled = tmp_path / "run" / "sample.txt"
+    text = sampled.read_bytes()
+    sampled.unlink()
+    assert same(train("gpt", "--resume")["model"], state["model"])
+    assert sampled.read_bytes() == text
+
+
 def test_a_former_run_is_moved_aside_whole(train, tmp_path):
     train("bigram", seed=1)
     first = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     train("bigram", seed=2)
     (aside,) = tmp_path.glob("run-*")
     assert (aside / "checkpoint.pt").read_bytes() == first != (tmp_path / "run" / "checkpoint.pt").read_bytes()
+
+
+def test_a_run_that_another_moves_aside_goes_on_where_it_then_is(train, tmp_path, monkeypatch):
+    draw, drawn = Dataset.batch, []
+
+    def batch(self, split):
+        drawn.append(split)
+        if len(drawn) == 3:
+            train("bigram", seed=2)
+        return draw(self, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "batch", batch)
+        train("bigram", seed=1)
+    (aside,) = tmp_path.glob("run-*")
+    for seed, folder in ((1, aside), (2, tmp_path / "run")):
+        alone = train("bigram", out=f"alone{seed}", seed=seed)
+        assert same(torch.load(folder / "checkpoint.pt", weights_only=True)["model"], alone["model"])
+        assert metrics(folder) == metrics(tmp_path / f"alone{seed}")
+        assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]["seed"] == seed
+        assert (folder / "sample.txt").exists()
 
 
 def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):

@@ -28,7 +28,7 @@ def test_the_peak_is_finite_and_leaves_the_random_numbers_as_they_were():
 
 
 @pytest.mark.parametrize("rung", GPTS)
-def test_mfu_is_shown_and_changes_no_loss(train, capsys, tmp_path, rung):
+def test_mfu_is_shown_and_changes_no_loss(train, capsys, rung):
     plain = train(rung, out="plain")
     capsys.readouterr()
     measured = train(rung, "--mfu", out="measured")
