@@ -2,8 +2,9 @@
 
 New against rung 3: communication (attention, now a fused kernel) alternates with computation (a feed-forward network
 for each token), and both only add to a residual stream, so that gradients reach every depth; LayerNorm keeps what each
-reads at one scale. Blocks of the two are stacked, the head is tied to the token embedding, and weights start as GPT-2's
-do. Training gains Muon, a warm-up, gradient clipping and bfloat16.
+reads at one scale. Blocks of the two are stacked, with dropout, the head is tied to the token embedding, and weights
+start as GPT-2's do. Training gains Muon, a warm-up, gradient clipping, bfloat16 and steps of several batches; writing
+keeps keys and values.
 
 Paper: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: GPT-2.
 """
@@ -51,7 +52,7 @@ class Config(Flags):
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out.
 
-    With a cache (2, B, H, block_size, D) keys and values are kept: x is one token after `past` ones, or the first.
+    With a cache (2, B, H, block_size, D) keys and values are kept: x is then the first tokens, or one after `past`.
     """
 
     def __init__(self, config):
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache[:, :, :, past : past + T] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each
-        read = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)  # (B, H, T, D); one token alone may read all
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0)  # (B, H, T, D); a later one reads all
         return self.projection(read.transpose(1, 2).reshape(B, T, C))
 
 
@@ -118,7 +119,7 @@ class GPT(nn.Module):
         self.initialize()
 
     def initialize(self):
-        """GPT-2's: biases 0, weights N(0, 0.02), but 1 / sqrt(2 n_layer) of that where they add to the stream."""
+        """Like GPT-2: biases 0, weights of deviation 0.02, 1 / sqrt(2 n_layer) of that where they add to the stream."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -140,7 +141,8 @@ def generate(model, ids, max_new_tokens, **choice):
     """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token.
 
     Keys and values are kept, so that each token is computed once. When the window of block_size is full, its last half
-    is read anew: were it to slide by one, all that is kept would be stale, since each token has read the one left out.
+    is read anew: were it to slide by one, what is kept would be stale, since all but the first layer's has read of the
+    one left out.
     """
     training = model.training
     model.eval()
@@ -170,7 +172,7 @@ def loss_of(model, x, y, reduction="mean"):
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character predicted once, dropout off."""
+    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
@@ -180,8 +182,8 @@ def evaluate(model, data):
 def make_optimizers(config, model):
     """Muon (Jordan et al. 2024; scaled as in arXiv:2502.16982) has the hidden matrices, AdamW what is left.
 
-    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (nearly: it takes five
-    Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
+    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (Nesterov's, momentum 0.95;
+    nearly, by five Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
@@ -211,10 +213,12 @@ def train(config, data, model):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
         model.zero_grad()
+        loss = 0
         for _ in range(config.grad_accum):
             x, y = data.batch("train")  # (B, T), (B, T)
-            loss = loss_of(replica, x, y)
-            (loss / config.grad_accum).backward()
+            part = loss_of(replica, x, y) / config.grad_accum
+            part.backward()
+            loss += part.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

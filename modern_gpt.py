@@ -77,7 +77,7 @@ class ReLU2(nn.Module):
 class Attention(nn.Module):
     """softmax(2 Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out.
 
-    With a cache (2, B, H, block_size, D) keys and values are kept: x is one token after `past` ones, or the first.
+    With a cache (2, B, H, block_size, D) keys and values are kept: x is then the first tokens, or one after `past`.
     """
 
     def __init__(self, config):
@@ -97,8 +97,8 @@ class Attention(nn.Module):
         if cache is not None:
             cache[:, :, :, past : past + T] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each
-        scale = 2 / q.shape[-1] ** 0.5
-        read = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, scale=scale)  # (B, H, T, D)
+        scale = 2 / q.shape[-1] ** 0.5  # the 2 lets weights be sharper, which learns better
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=scale)  # (B, H, T, D)
         return self.projection(read.transpose(1, 2).reshape(B, T, C))
 
 
@@ -154,7 +154,8 @@ def generate(model, ids, max_new_tokens, **choice):
     """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token.
 
     Keys and values are kept, so that each token is computed once. When the window of block_size is full, its last half
-    is read anew: were it to slide by one, all that is kept would be stale, since each token has read the one left out.
+    is read anew: were it to slide by one, what is kept would be stale, since all but the first layer's has read of the
+    one left out.
     """
     training = model.training
     model.eval()
@@ -184,7 +185,7 @@ def loss_of(model, x, y, reduction="mean"):
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character predicted once, dropout off."""
+    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
@@ -194,8 +195,8 @@ def evaluate(model, data):
 def make_optimizers(config, model):
     """Muon (Jordan et al. 2024; scaled as in arXiv:2502.16982) has the hidden matrices, AdamW what is left.
 
-    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (nearly: it takes five
-    Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
+    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (Nesterov's, momentum 0.95;
+    nearly, by five Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
@@ -218,7 +219,7 @@ def learning_rate_at(step, config):
 def context_at(step, config):
     """Sequence length warm-up (Li et al., arXiv:2108.06084): an eighth of block_size, a quarter, half, all of it.
 
-    Each but the last is for a twelfth of the steps, with as many tokens as ever; evaluations are then as short.
+    Each but the last is for a twelfth of the steps, with about as many tokens as ever; evaluations are then as short.
     """
     doublings = min(3, 12 * (step - 1) // config.max_iters)
     return max(1, config.block_size >> (3 - doublings))
@@ -234,12 +235,14 @@ def train(config, data, model):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
         data.block_size = context_at(step, config)
-        data.batch_size = config.batch_size * config.block_size // data.block_size
+        data.batch_size = config.batch_size * (config.block_size // data.block_size)
         model.zero_grad()
+        loss = 0
         for _ in range(config.grad_accum):
             x, y = data.batch("train")  # (B, T), (B, T)
-            loss = loss_of(replica, x, y)
-            (loss / config.grad_accum).backward()
+            part = loss_of(replica, x, y) / config.grad_accum
+            part.backward()
+            loss += part.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

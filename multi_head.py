@@ -102,7 +102,7 @@ def loss_of(model, x, y, reduction="mean"):
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character predicted once, dropout off."""
+    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()

@@ -85,8 +85,8 @@ class GraphAttention(nn.Module):
         super().__init__()
         self.heads, self.concat, self.dropout, self.negative_slope = heads, concat, dropout, negative_slope
         self.bias = nn.Parameter(torch.zeros(heads * out_channels if concat else out_channels)) if bias else None
-        if negative_slope <= 0:
-            raise ValueError(f"negative_slope {negative_slope}: must be above 0")  # or it lets through what is masked
+        if not 0 < negative_slope <= 1:  # or what is masked gets through, or becomes -inf
+            raise ValueError(f"negative_slope {negative_slope}: must be above 0 and at most 1")
 
     def aggregate(self, scores, values, adjacency):
         """What each token reads: masked scores (B, H, T, T) become weights of the values (B, T, H, D)."""
@@ -228,7 +228,7 @@ class Mean(nn.Module):
 
     def forward(self, x, adjacency):
         edges = adjacency.to(x.dtype)
-        return self.lin(edges / edges.sum(dim=-1, keepdim=True).clamp(min=1) @ x)
+        return self.lin((edges / edges.sum(dim=-1, keepdim=True).clamp(min=1)) @ x)
 
 
 class Max(Mean):
@@ -292,7 +292,7 @@ class GPT(nn.Module):
         self.initialize()
 
     def initialize(self):
-        """GPT-2's: biases 0, weights N(0, 0.02), but 1 / sqrt(2 n_layer) of that where they add to the stream."""
+        """Like GPT-2: biases 0, weights of deviation 0.02, 1 / sqrt(2 n_layer) of that where they add to the stream."""
         for name, parameter in self.named_parameters():
             if ".layer." in name:
                 continue  # a layer starts as it was made, GAT and GATv2 as PyTorch Geometric's do
@@ -336,7 +336,7 @@ def loss_of(model, x, y, reduction="mean"):
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character predicted once, dropout off."""
+    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
@@ -346,8 +346,8 @@ def evaluate(model, data):
 def make_optimizers(config, model):
     """Muon (Jordan et al. 2024; scaled as in arXiv:2502.16982) has the hidden matrices, AdamW what is left.
 
-    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (nearly: it takes five
-    Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
+    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (Nesterov's, momentum 0.95;
+    nearly, by five Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
@@ -377,10 +377,12 @@ def train(config, data, model):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
         model.zero_grad()
+        loss = 0
         for _ in range(config.grad_accum):
             x, y = data.batch("train")  # (B, T), (B, T)
-            loss = loss_of(replica, x, y)
-            (loss / config.grad_accum).backward()
+            part = loss_of(replica, x, y) / config.grad_accum
+            part.backward()
+            loss += part.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

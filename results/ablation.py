@@ -144,7 +144,7 @@ def trainer(row, seed, **sizes):
                 group["lr"] = rate_at(number, config)
         if "+ sequence length warm-up" in adopted:
             data.block_size = modern_gpt.context_at(number, config)
-            data.batch_size = config.batch_size * config.block_size // data.block_size
+            data.batch_size = config.batch_size * (config.block_size // data.block_size)
         loss = modern_gpt.loss_of(model, *data.batch("train"))
         model.zero_grad()
         loss.backward()

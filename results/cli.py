@@ -218,6 +218,6 @@ def resumed(given, saved):
         if name not in MAY_CHANGE and value != saved[name]:
             raise UserError(f"--resume goes on with {name}={saved[name]}; {name}={value} needs a new run with --out")
     if given.get("max_iters", saved["max_iters"]) != saved["max_iters"]:
-        print(f"{given['max_iters']} steps instead of {saved['max_iters']}: the learning rate falls to 0 after those")
+        print(f"{given['max_iters']} steps instead of {saved['max_iters']}: schedules, as the learning rate's, follow")
     chosen_anew = {"dtype"} if given.get("device", saved["device"]) != saved["device"] else set()
     return {name: value for name, value in saved.items() if name not in chosen_anew} | given

@@ -376,6 +376,6 @@ def test_its_options_are_those_of_gpt_and_four_more():
 
 @pytest.mark.parametrize("layer", [GAT, GATv2])
 def test_a_slope_that_would_unmask_is_refused(layer):
-    for negative_slope in (0, -0.2):
+    for negative_slope in (0, -0.2, 1.1):
         with pytest.raises(ValueError, match="negative_slope"):
             layer(4, 2, negative_slope=negative_slope)

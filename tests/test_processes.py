@@ -131,3 +131,5 @@ def test_three_batches_a_step_train_as_one_of_three_times_the_size(train, tmp_pa
     assert distance(three, one) < 1e-5
     rows = [(tmp_path / out / "metrics.csv").read_text(encoding="utf-8").splitlines() for out in ("three", "one")]
     assert [row.split(",")[:2] for row in rows[0]] == [row.split(",")[:2] for row in rows[1]]  # steps and tokens
+    losses = ([float(row.split(",")[3]) for row in of_run[1:]] for of_run in rows)
+    assert next(losses) == pytest.approx(next(losses), abs=1e-5)
