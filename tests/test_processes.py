@@ -85,16 +85,16 @@ def test_two_processes_train_as_one(train, torchrun, tmp_path):
 
 @posix
 def test_two_processes_end_together_at_ctrl_c_and_go_on_exactly(torchrun, tmp_path):
-    whole = torchrun("gpt", "whole", max_iters=30, dropout=0.2)
+    whole = torchrun("gpt", "whole", max_iters=100, eval_interval=20, dropout=0.2)
     whole.communicate(timeout=120)
-    parts = torchrun("gpt", "parts", max_iters=30, dropout=0.2)
+    parts = torchrun("gpt", "parts", max_iters=100, eval_interval=20, dropout=0.2)
     for line in parts.stdout:
         if line.startswith("step"):
             parts.send_signal(signal.SIGINT)
             break
     rest, _ = parts.communicate(timeout=120)
     assert "interrupted after step" in rest
-    parts = torchrun("gpt", "parts", "--resume", max_iters=30, dropout=0.2)
+    parts = torchrun("gpt", "parts", "--resume", max_iters=100, eval_interval=20, dropout=0.2)
     parts.communicate(timeout=120)
     assert (whole.returncode, parts.returncode) == (0, 0)
     assert distance(*(weights(tmp_path / out / "checkpoint.pt") for out in ("whole", "parts"))) == 0
