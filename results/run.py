@@ -102,8 +102,8 @@ class Run:
                 if rank():  # dropout of its own, which a resumed run repeats
                     torch.manual_seed(self.config.seed + 2**20 * step + rank())
                 yield step
-                self.interrupted = mean(self.interrupted) > 0
-                if self.interrupted:
+                if mean(self.interrupted) > 0:  # never set to False here: the signal may come while the others answer
+                    self.interrupted = True
                     self.save()
                     goes_on = "; --resume goes on from here" if step < self.config.max_iters else ""
                     print(f"\ninterrupted after step {step}{goes_on}", flush=True)

@@ -50,6 +50,21 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(Dataset, "batch", batch)
 
 
+def test_ctrl_c_that_comes_while_the_processes_compare_is_not_lost(train, tmp_path, monkeypatch):
+    asked = []
+
+    def mean(value):
+        if value is False and not asked:
+            asked.append(value)
+            signal.raise_signal(signal.SIGINT)
+        return value
+
+    monkeypatch.setattr("results.run.mean", mean)
+    with pytest.raises(KeyboardInterrupt):
+        train("bigram", out="run", max_iters=20, eval_interval=20)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=False)["step"] == 2
+
+
 @pytest.mark.parametrize("rung", RUNGS)
 @pytest.mark.parametrize("stop", [10, 7])
 def test_20_steps_equal_some_steps_then_ctrl_c_then_resume(train, tmp_path, monkeypatch, rung, stop):
