@@ -1,4 +1,4 @@
-"""Writes the README's tables of runs anew from results/published/, each between its two markers.
+"""Writes the README's tables of runs, and the text that one wrote, anew from results/published/ between their markers.
 
 python results/table.py
 """
@@ -37,7 +37,12 @@ LAYERS = {
     "mean": ("0: all alike", "W mean_j x_j"),
     "max": ("no softmax", "W max_j x_j, by channel"),
 }
-FULL = {"full_dot": "1.50", "full_gatv2": "1.57", "full_gat": "1.66"}  # and what gpt-pyg-attention's plot reads for it
+FULL = {  # what was run, and what gpt-pyg-attention's plot reads for it
+    "full_dot": ("`--layer dot`", "1.50"),
+    "full_gatv2": ("`--layer gatv2`", "1.57"),
+    "full_gat": ("`--layer gat`", "1.66"),
+    "full_modern": ("`modern_gpt.py`", ""),
+}
 
 
 def seeds(run):
@@ -75,10 +80,11 @@ def head(*cells):
 def ladder():
     yield from head("the new idea", "rung", "lines", "read", "parameters", "nats", "bits", "elsewhere, nats", "time")
     for rung, idea, below, run, elsewhere in LADDER:
-        lines = len((ROOT / rung).read_text(encoding="utf-8").splitlines())
+        code = (ROOT / rung).read_text(encoding="utf-8").splitlines()
+        name = f"{code[0].split()[1]} [{rung}]({rung})"  # the 4: of """Rung 4: ...
         diff = f"`diff {below} {rung}`" if below else ""
         nats, bits = spread(losses(run)), spread([loss / math.log(2) for loss in losses(run)])
-        yield row(idea, f"[{rung}]({rung})", lines, diff, parameters(run), nats, bits, elsewhere, seconds(run))
+        yield row(idea, name, len(code), diff, parameters(run), nats, bits, elsewhere, seconds(run))
 
 
 def layers():
@@ -96,15 +102,27 @@ def matched():
 
 
 def full():
-    yield from head("`--layer`", "parameters", "steps", "characters", "validation loss", "time", "elsewhere")
-    for run, elsewhere in FULL.items():
-        if seeds(run):
-            layer, columns = about(run)["config"]["layer"], read(PUBLISHED / run)
-            seen = (f"{columns[name][-1]:,.0f}" for name in ("step", "tokens"))
-            yield row(f"`{layer}`", parameters(run), *seen, f"{losses(run)[0]:.3f}", seconds(run), elsewhere)
+    yield from head("run", "parameters", "steps", "characters", "validation loss", "time", "elsewhere")
+    for run, (flags, elsewhere) in FULL.items():
+        columns = read(PUBLISHED / run)
+        seen = (f"{columns[name][-1]:,.0f}" for name in ("step", "tokens"))
+        yield row(flags, parameters(run), *seen, f"{losses(run)[0]:.3f}", seconds(run), elsewhere)
 
 
-TABLES = {"ladder": ladder, "layers": layers, "matched": matched, "full": full, "ablation": ablation.table}
+def sample():
+    """The first three speeches that gpt.py wrote."""
+    speeches = (PUBLISHED / "gpt" / "sample.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    yield from ("```", *"\n\n".join(speeches[:3]).splitlines(), "```")
+
+
+TABLES = {
+    "sample": sample,
+    "ladder": ladder,
+    "layers": layers,
+    "matched": matched,
+    "full": full,
+    "ablation": ablation.table,
+}
 
 
 def rewritten(text):
