@@ -48,8 +48,8 @@ long() { # below 1.4697, which nanoGPT has from three minutes of an A100
 full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its steps
     for layer in gat gatv2 dot; do
         run full_$layer 1 pyg_free_gat.py --layer $layer --size full --block_size 128 --learning_rate 8e-3 --max_iters 500 --eval_interval 50
+        run full_${layer}_no_dropout 1 pyg_free_gat.py --layer $layer --size full --block_size 128 --dropout 0 --learning_rate 8e-3 --max_iters 500 --eval_interval 50
     done
-    run full_gatv2_no_dropout 1 pyg_free_gat.py --layer gatv2 --size full --block_size 128 --dropout 0 --learning_rate 8e-3 --max_iters 500 --eval_interval 50
     run full_modern 1 modern_gpt.py --size full --block_size 128 --learning_rate 8e-3 --weight_decay 0.3 --max_iters 500 --eval_interval 50
 }
 
