@@ -50,6 +50,8 @@ full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its step
         run full_$layer 1 pyg_free_gat.py --layer $layer --size full --block_size 128 --learning_rate 8e-3 --max_iters 500 --eval_interval 50
         run full_${layer}_no_dropout 1 pyg_free_gat.py --layer $layer --size full --block_size 128 --dropout 0 --learning_rate 8e-3 --max_iters 500 --eval_interval 50
     done
+    run full_dot_decay 1 pyg_free_gat.py --layer dot --size full --block_size 128 --learning_rate 8e-3 --weight_decay 0.3 --max_iters 500 --eval_interval 50 --dropout 0
+    run full_dot_decay_dropout 1 pyg_free_gat.py --layer dot --size full --block_size 128 --learning_rate 8e-3 --weight_decay 0.3 --max_iters 500 --eval_interval 50 --dropout 0.1
     run full_modern 1 modern_gpt.py --size full --block_size 128 --learning_rate 8e-3 --weight_decay 0.3 --max_iters 500 --eval_interval 50
 }
 
