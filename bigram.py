@@ -1,7 +1,7 @@
 """Rung 1: each character predicts the next one from a lookup table.
 
-The model is one V x V table: its row i holds the logits of what follows character i. It sees a single character and
-no context, so gradient descent can find no more than counting all pairs finds at once; both losses are printed.
+The model is one V x V table: row i holds the logits of what follows character i. It sees one character and no context.
+Counting all pairs of characters gives such a table too, and training comes close to it; both losses are printed.
 The training loop is every language model's: draw a batch, take the cross-entropy of the next token, step downhill.
 
 Paper: Shannon, "A Mathematical Theory of Communication" (1948), section 3, English by its digram frequencies.
@@ -21,18 +21,18 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 
 @dataclass
 class Config(Flags):
-    batch_size: int = option(32, "B: windows of text in a step")
-    block_size: int = option(32, "T: characters in a window")
-    learning_rate: float = option(1e-1, "of AdamW at the start; it falls to 0 in a line")
-    max_iters: int = option(900, "steps")
-    eval_interval: int = option(300, "steps from one evaluation to the next")
+    batch_size: int = option(32, "B: windows of text in a batch")
+    block_size: int = option(32, "T: characters in a window, the context")
+    learning_rate: float = option(1e-1, "AdamW's learning rate at the first step; it then falls linearly to 0")
+    max_iters: int = option(900, "training steps")
+    eval_interval: int = option(300, "steps between evaluations")
 
 
 # ---------------------------------------------------------------- Model
 
 
 class LanguageModel(nn.Module):
-    """Ids of characters (B, T) in, logits of each one's successor (B, T, V) out."""
+    """Takes ids of characters (B, T), returns the logits of what follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -46,7 +46,7 @@ class LanguageModel(nn.Module):
 
 @torch.inference_mode()
 def generate(model, ids, max_new_tokens, **choice):
-    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token."""
+    """Appends max_new_tokens tokens to ids (B, T), one at a time. `choice` is passed to sample_token."""
     training = model.training
     model.eval()
     for _ in range(max_new_tokens):
@@ -57,7 +57,7 @@ def generate(model, ids, max_new_tokens, **choice):
 
 
 def counted_loss(data):
-    """The validation loss of the add-one-smoothed table of all pairs in the training split: P(j | i) by counting."""
+    """The validation loss of a table that is counted: P(j | i) from the pairs in the training split, each count + 1."""
     V = data.vocab_size
     counts = torch.ones(V, V, dtype=torch.long, device=data.device)
     for x, y in data.windows("train"):
@@ -71,14 +71,14 @@ def counted_loss(data):
 
 
 def loss_of(model, x, y, reduction="mean"):
-    """Cross-entropy in nats of the next characters y (B, T) after x (B, T)."""
+    """Cross-entropy in nats of predicting the next characters y (B, T) from x (B, T)."""
     logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
 
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
+    """Nats per character over the whole validation split: every character but the first is predicted once."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
@@ -87,8 +87,8 @@ def evaluate(model, data):
 
 def train(config, data, model):
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
-    run = Run(config, data, model, optimizer)
-    replica = run.replicate(model)
+    run = Run(config, data, model, optimizer)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
+    replica = run.replicate(model)  # under torchrun, averages gradients over processes; else the model itself
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / config.max_iters)
         x, y = data.batch("train")  # (B, T), (B, T)

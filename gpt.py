@@ -1,10 +1,10 @@
-"""Rung 4: a GPT, the transformer of GPT-2.
+"""Rung 5: a GPT, the transformer of GPT-2.
 
-New against rung 3: communication (attention, now a fused kernel) alternates with computation (a feed-forward network
-for each token), and both only add to a residual stream, so that gradients reach every depth; LayerNorm keeps what each
-reads at one scale. Blocks of the two are stacked, with dropout, the head is tied to the token embedding, and weights
-start as GPT-2's do. Training gains Muon, a warm-up, gradient clipping, bfloat16 and steps of several batches; writing
-keeps keys and values.
+New against rung 4, in the model: blocks are stacked; the token embedding serves as the head too; weights start as
+GPT-2's do; dropout; attention is one fused kernel, which never writes the T x T weights to memory.
+In training: Muon for the hidden matrices, a warm-up of the learning rate, gradient clipping, bfloat16 where it is fast,
+and if asked for, several batches a step and torch.compile.
+In writing: keys and values are cached, so that each token goes through the model once.
 
 Paper: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: GPT-2.
 """
@@ -24,22 +24,22 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 
 @dataclass
 class Config(Flags):
-    size: str = option("auto", "auto: full on cuda, else small", choices=("auto", "small", "full"))
-    batch_size: int = option(32, "B: windows of text in a step", full=64)
-    grad_accum: int = option(1, "batches whose gradients add up to a step's")
-    block_size: int = option(128, "T: characters in a window", full=256)
-    n_layer: int = option(3, "blocks", full=6, below=1000)
-    n_head: int = option(4, "H: heads of attention", full=6)
-    n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
-    dropout: float = option(0.0, "share of what is added to the stream that is set to 0", full=0.2, below=1)
-    optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
-    learning_rate: float = option(1.5e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
-    weight_decay: float = option(0.1, "of the hidden matrices")
-    warmup_iters: int = option(50, "steps from learning rate 0 to the highest", least=0)
-    max_iters: int = option(600, "steps", full=2500)
-    eval_interval: int = option(100, "steps from one evaluation to the next", full=250)
-    dtype: str = option("auto", "of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
-    compile: bool = option(False, "fuse kernels with torch.compile, which takes a while at the start")
+    size: str = option("auto", "size of the model; auto: full on cuda, else small", choices=("auto", "small", "full"))
+    batch_size: int = option(32, "B: windows of text in a batch", full=64)
+    grad_accum: int = option(1, "batches in a step; their gradients are averaged")
+    block_size: int = option(128, "T: characters in a window, the context", full=256)
+    n_layer: int = option(3, "transformer blocks", full=6, below=1000)
+    n_head: int = option(4, "H: attention heads", full=6)
+    n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels", full=384)
+    dropout: float = option(0.0, "share of the numbers added to the stream that training sets to 0", full=0.2, below=1)
+    optimizer: str = option("muon", "optimizer of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
+    learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=5e-3)
+    weight_decay: float = option(0.1, "weight decay of the hidden matrices")
+    warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", least=0)
+    max_iters: int = option(600, "training steps", full=2500)
+    eval_interval: int = option(100, "steps between evaluations", full=250)
+    dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
+    compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -50,42 +50,33 @@ class Config(Flags):
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out.
+    """softmax(Q K^T / sqrt(D)) V over a graph's edges. Takes x (B, T, C), returns what each token read, (B, T, C).
 
-    With a cache (2, B, H, block_size, D) keys and values are kept: x is then the first tokens, or one after `past`.
+    A cache (2, B, H, block_size, D) keeps keys and values. x is then the first tokens, or the one after `past` others.
     """
 
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.query = nn.Linear(config.n_embd, config.n_embd)
-        self.key = nn.Linear(config.n_embd, config.n_embd)
-        self.value = nn.Linear(config.n_embd, config.n_embd)
+        self.query = nn.Linear(config.n_embd, config.n_embd)  # what a token looks for
+        self.key = nn.Linear(config.n_embd, config.n_embd)  # what it can be found by
+        self.value = nn.Linear(config.n_embd, config.n_embd)  # what it hands to those who read it
         self.projection = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, cache=None, past=0):
         B, T, C = x.shape
+        # view splits the C channels into heads; transpose puts H before T, so that @ works head by head.
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
         if cache is not None:
             cache[:, :, :, past : past + T] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each
-        read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0)  # (B, H, T, D); a later one reads all
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0)  # (B, H, T, D); one new token needs no mask
         return self.projection(read.transpose(1, 2).reshape(B, T, C))
 
 
-def attention_by_hand(q, k, v):
-    """What the fused kernel above computes without ever writing the T x T weights to memory; here to be read."""
-    T = q.shape[-2]
-    adjacency = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()  # (T, T)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
-    scores = scores.masked_fill(~adjacency, -math.inf)
-    weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
-    return weights @ v
-
-
 class Block(nn.Module):
-    """Communication, then computation, each added to the residual stream x (B, T, C)."""
+    """Communication, then computation. Each reads the residual stream x (B, T, C) and adds to it."""
 
     def __init__(self, config):
         super().__init__()
@@ -106,7 +97,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Ids of characters (B, T) in, logits of each one's successor (B, T, V) out."""
+    """Takes ids of characters (B, T), returns the logits of what follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -119,7 +110,7 @@ class GPT(nn.Module):
         self.initialize()
 
     def initialize(self):
-        """Like GPT-2: biases 0, weights of deviation 0.02, 1 / sqrt(2 n_layer) of that where they add to the stream."""
+        """As in GPT-2: biases 0, weights of deviation 0.02, over sqrt(2 n_layer) where they add to the stream."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -138,18 +129,19 @@ class GPT(nn.Module):
 
 @torch.inference_mode()
 def generate(model, ids, max_new_tokens, **choice):
-    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token.
+    """Appends max_new_tokens tokens to ids (B, T), one at a time. `choice` is passed to sample_token.
 
-    Keys and values are kept, so that each token is computed once. When the window of block_size is full, its last half
-    is read anew: were it to slide by one, what is kept would be stale, since all but the first layer's has read of the
-    one left out.
+    Keys and values are cached, so each token goes through the model once. When the window is full, a new one starts
+    from its last half. Sliding by one token would not do: cached keys and values still depend on the token that left.
     """
     training = model.training
     model.eval()
     B, block_size, n_head = len(ids), model.config.block_size, model.config.n_head
-    kept = (model.config.n_layer, 2, B, n_head, block_size, model.config.n_embd // n_head)
-    cache = model.token_embedding.weight.new_empty(kept)
-    start, past = max(0, ids.shape[1] - block_size), 0  # where the window begins, how much of it is in the cache
+    sizes = (model.config.n_layer, 2, B, n_head, block_size, model.config.n_embd // n_head)
+    cache = model.token_embedding.weight.new_empty(sizes)
+    # ids: | left behind | the window: in the cache | not yet read |
+    #      0           start                  start + past      length
+    start, past = max(0, ids.shape[1] - block_size), 0
     for _ in range(max_new_tokens):
         if ids.shape[1] - start > block_size:
             start, past = ids.shape[1] - (block_size + 1) // 2, 0
@@ -164,7 +156,7 @@ def generate(model, ids, max_new_tokens, **choice):
 
 
 def loss_of(model, x, y, reduction="mean"):
-    """Cross-entropy in nats of the next characters y (B, T) after x (B, T)."""
+    """Cross-entropy in nats of predicting the next characters y (B, T) from x (B, T)."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16"):
         logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction=reduction)
@@ -172,19 +164,60 @@ def loss_of(model, x, y, reduction="mean"):
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
+    """Nats per character over the whole validation split: every character but the first is predicted once."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
     return sum(loss.item() for loss in losses) / (len(data.splits["val"]) - 1)
 
 
-def make_optimizers(config, model):
-    """Muon (Jordan et al. 2024; scaled as in arXiv:2502.16982) has the hidden matrices, AdamW what is left.
+def orthogonalize(M, dtype):
+    """For each matrix U S V^T of M (N, rows, columns), nearly U V^T: five Newton-Schulz iterations in `dtype`.
 
-    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (Nesterov's, momentum 0.95;
-    nearly, by five Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
+    Each turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are. These
+    coefficients (Jordan et al. 2024) are steep at 0 rather than exact at 1: five take 0.002 to 1 into 0.68 to 1.21.
     """
+    X = M.to(dtype)
+    X = X.mT if M.shape[1] > M.shape[2] else X  # wide, so that X X^T is small
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # now no singular value is above 1
+    for _ in range(5):
+        A = X @ X.mT
+        B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)  # -4.7750 A + 2.0315 A A
+        X = torch.baddbmm(X, B, X, beta=3.4445)  # 3.4445 X + B X
+    return X.mT if M.shape[1] > M.shape[2] else X
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps along the orthogonalized mean of a matrix's gradients, so that all its directions learn at one pace.
+
+    By Jordan et al. (2024), with weight decay and the scale of Liu et al. (arXiv:2502.16982): the root of an update's
+    mean square is about 0.2, as AdamW's, so that one learning rate suits both.
+    """
+
+    def __init__(self, matrices, weight_decay, dtype):
+        super().__init__(matrices, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": 0.95})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            lr, momentum, alike = group["lr"], group["momentum"], {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+                    if "momentum_buffer" not in self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            for (rows, columns), params in alike.items():  # those of one shape together: few calls, large products
+                grads, means = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+                torch._foreach_lerp_(means, grads, 1 - momentum)  # mean = 0.95 mean + 0.05 grad
+                ahead = torch._foreach_lerp(grads, means, momentum)  # Nesterov: the mean one step ahead
+                updates = orthogonalize(torch.stack(ahead), self.dtype)
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(params, updates.unbind(), alpha=-lr * 0.2 * math.sqrt(max(rows, columns)))
+
+
+def make_optimizers(config, model):
+    """Muon has the hidden matrices, AdamW what is left: embeddings, head, biases and gains."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
@@ -192,12 +225,13 @@ def make_optimizers(config, model):
         adamw.append({"params": matrices, "weight_decay": config.weight_decay})
     optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True)]  # betas of GPT-3
     if config.optimizer == "muon":
-        optimizers.append(torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        optimizers.append(Muon(matrices, config.weight_decay, dtype))
     return optimizers
 
 
 def learning_rate_at(step, config):
-    """Rises in a line to `learning_rate` at step `warmup_iters`, then falls in a line to 0 after the last step."""
+    """Rises linearly to `learning_rate` at step `warmup_iters`, then falls linearly to 0 after the last step."""
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
     return config.learning_rate * min(rise, fall)
@@ -205,9 +239,9 @@ def learning_rate_at(step, config):
 
 def train(config, data, model):
     optimizers = make_optimizers(config, model)
-    run = Run(config, data, model, *optimizers)
+    run = Run(config, data, model, *optimizers)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model) if config.compile else model
-    replica = run.replicate(compiled)
+    replica = run.replicate(compiled)  # under torchrun, averages gradients over processes; else the model itself
     for step in run.steps():
         for optimizer in optimizers:
             for group in optimizer.param_groups:

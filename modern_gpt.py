@@ -1,10 +1,12 @@
-"""Rung 5: what has changed since GPT-2.
+"""Rung 6: what has changed since GPT-2.
 
-New against rung 4: rotary positions instead of learned ones; RMSNorm, of queries and keys too; ReLU squared; no biases;
-what adds to the residual stream starts at zero; the head has weights of its own; the learning rate rests at its highest
-before it falls; windows are short at first. Most papers are named in their places.
+New against rung 5, in the model: rotary positions instead of learned ones; RMSNorm, of queries and keys too; ReLU
+squared; no biases; projections into the residual stream start at zero; the head has weights of its own.
+In training: the learning rate stays at its highest before it falls, and the first windows are short.
+The papers are named beside the lines.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,23 +21,23 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 
 @dataclass
 class Config(Flags):
-    size: str = option("auto", "auto: full on cuda, else small", choices=("auto", "small", "full"))
-    batch_size: int = option(16, "B: windows of text in a step", full=64)
-    grad_accum: int = option(1, "batches whose gradients add up to a step's")
-    block_size: int = option(256, "T: characters in a window")
-    n_layer: int = option(3, "blocks", full=6, below=1000)
-    n_head: int = option(4, "H: heads of attention", full=6)
-    n_embd: int = option(192, "C: width of the residual stream, D = C / H to each head", full=384)
-    dropout: float = option(0.0, "share of what is added to the stream that is set to 0", full=0.2, below=1)
-    optimizer: str = option("muon", "of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
-    learning_rate: float = option(1e-2, "the highest, after warm-up; for adamw 3e-3 is more like it", full=5e-3)
-    weight_decay: float = option(0.1, "of the hidden matrices")
-    warmup_iters: int = option(50, "steps from learning rate 0 to the highest", least=0)
-    warmdown_ratio: float = option(0.6, "share of the steps in which the learning rate falls to 0")
-    max_iters: int = option(900, "steps", full=2500)
-    eval_interval: int = option(150, "steps from one evaluation to the next", full=250)
-    dtype: str = option("auto", "of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
-    compile: bool = option(False, "fuse kernels with torch.compile, which takes a while at the start")
+    size: str = option("auto", "size of the model; auto: full on cuda, else small", choices=("auto", "small", "full"))
+    batch_size: int = option(16, "B: windows of text in a batch", full=64)
+    grad_accum: int = option(1, "batches in a step; their gradients are averaged")
+    block_size: int = option(256, "T: characters in a window, the context")
+    n_layer: int = option(3, "transformer blocks", full=6, below=1000)
+    n_head: int = option(4, "H: attention heads", full=6)
+    n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels", full=384)
+    dropout: float = option(0.0, "share of the numbers added to the stream that training sets to 0", full=0.2, below=1)
+    optimizer: str = option("muon", "optimizer of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
+    learning_rate: float = option(1e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=5e-3)
+    weight_decay: float = option(0.1, "weight decay of the hidden matrices")
+    warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", least=0)
+    warmdown_ratio: float = option(0.6, "share of the steps, at the end, in which the learning rate falls to 0", most=1)
+    max_iters: int = option(900, "training steps", full=2500)
+    eval_interval: int = option(150, "steps between evaluations", full=250)
+    dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
+    compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
 
     def __post_init__(self):
         if self.n_embd % (2 * self.n_head):
@@ -51,19 +53,21 @@ def norm(x):
 
 
 def rotation_of(positions, D):
-    """Rotary positions (Su et al., arXiv:2104.09864): cosines and sines (2, T, D) that turn each pair d, d + D / 2.
+    """Rotary positions (Su et al., arXiv:2104.09864): the cosines and sines by which each token is turned, (2, T, D).
 
-    Position p turns pair d by p 10000^(-2d/D), so that q . k depends on how far apart two tokens are alone.
+    Channels d and d + D / 2 are a pair, a point in the plane. Position p turns it by the angle p 10000^(-2d/D), so that
+    q . k depends on the distance between two tokens, not on where they stand.
     """
-    exponents = torch.arange(0, 1, 2 / D, device=positions.device)[: D // 2]  # 2d/D; rounding can make one too many
+    exponents = torch.arange(0, 1, 2 / D, device=positions.device)[: D // 2]  # 2d/D; cut, as rounding may add one
     angles = positions[:, None] * 10000**-exponents  # (T, D / 2)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 
 
 def rotate(x, rotation):
-    """x (..., T, D), each token turned by its position: (a, b) becomes (a cos - b sin, b cos + a sin)."""
-    cos, sin = rotation.to(x.dtype)
+    """Turns each token of x (..., T, D) by its position: a pair (a, b) becomes (a cos - b sin, b cos + a sin)."""
+    cos, sin = rotation.to(x.dtype)  # the sines' first half is negative, the second positive
+    # Rolled by half, the pair (a, b) reads (b, a); times (-sin, sin) it is what the cosines leave to be added.
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
@@ -75,21 +79,22 @@ class ReLU2(nn.Module):
 
 
 class Attention(nn.Module):
-    """softmax(2 Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out.
+    """softmax(2 Q K^T / sqrt(D)) V over a graph's edges. Takes x (B, T, C), returns what each token read, (B, T, C).
 
-    With a cache (2, B, H, block_size, D) keys and values are kept: x is then the first tokens, or one after `past`.
+    A cache (2, B, H, block_size, D) keeps keys and values. x is then the first tokens, or the one after `past` others.
     """
 
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.query = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.key = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.value = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.query = nn.Linear(config.n_embd, config.n_embd, bias=False)  # what a token looks for
+        self.key = nn.Linear(config.n_embd, config.n_embd, bias=False)  # what it can be found by
+        self.value = nn.Linear(config.n_embd, config.n_embd, bias=False)  # what it hands to those who read it
         self.projection = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x, rotation, cache=None, past=0):
         B, T, C = x.shape
+        # view splits the C channels into heads; transpose puts H before T, so that @ works head by head.
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
         # QK-norm (Henry et al., arXiv:2010.04245): only directions count, and no score can exceed 2 sqrt(D).
@@ -97,13 +102,13 @@ class Attention(nn.Module):
         if cache is not None:
             cache[:, :, :, past : past + T] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each
-        scale = 2 / q.shape[-1] ** 0.5  # the 2 lets weights be sharper, which learns better
+        scale = 2 / q.shape[-1] ** 0.5  # QK-norm bounds the scores; twice as large, they allow sharper weights
         read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=scale)  # (B, H, T, D)
         return self.projection(read.transpose(1, 2).reshape(B, T, C))
 
 
 class Block(nn.Module):
-    """Communication, then computation, each added to the residual stream x (B, T, C)."""
+    """Communication, then computation. Each reads the residual stream x (B, T, C) and adds to it."""
 
     def __init__(self, config):
         super().__init__()
@@ -122,7 +127,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Ids of characters (B, T) in, logits of each one's successor (B, T, V) out."""
+    """Takes ids of characters (B, T), returns the logits of what follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -134,7 +139,7 @@ class GPT(nn.Module):
         self.initialize()
 
     def initialize(self):
-        """Zero where weights add to the stream (Fixup, arXiv:1901.09321): each block begins as the identity."""
+        """Weights that add to the stream start at 0 (Fixup, arXiv:1901.09321): each block begins as the identity."""
         for name, parameter in self.named_parameters():
             nn.init.normal_(parameter, std=0.02)
             if name.endswith(("projection.weight", "feed_forward.2.weight")):
@@ -151,18 +156,19 @@ class GPT(nn.Module):
 
 @torch.inference_mode()
 def generate(model, ids, max_new_tokens, **choice):
-    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token.
+    """Appends max_new_tokens tokens to ids (B, T), one at a time. `choice` is passed to sample_token.
 
-    Keys and values are kept, so that each token is computed once. When the window of block_size is full, its last half
-    is read anew: were it to slide by one, what is kept would be stale, since all but the first layer's has read of the
-    one left out.
+    Keys and values are cached, so each token goes through the model once. When the window is full, a new one starts
+    from its last half. Sliding by one token would not do: cached keys and values still depend on the token that left.
     """
     training = model.training
     model.eval()
     B, block_size, n_head = len(ids), model.config.block_size, model.config.n_head
-    kept = (model.config.n_layer, 2, B, n_head, block_size, model.config.n_embd // n_head)
-    cache = model.token_embedding.weight.new_empty(kept)
-    start, past = max(0, ids.shape[1] - block_size), 0  # where the window begins, how much of it is in the cache
+    sizes = (model.config.n_layer, 2, B, n_head, block_size, model.config.n_embd // n_head)
+    cache = model.token_embedding.weight.new_empty(sizes)
+    # ids: | left behind | the window: in the cache | not yet read |
+    #      0           start                  start + past      length
+    start, past = max(0, ids.shape[1] - block_size), 0
     for _ in range(max_new_tokens):
         if ids.shape[1] - start > block_size:
             start, past = ids.shape[1] - (block_size + 1) // 2, 0
@@ -177,7 +183,7 @@ def generate(model, ids, max_new_tokens, **choice):
 
 
 def loss_of(model, x, y, reduction="mean"):
-    """Cross-entropy in nats of the next characters y (B, T) after x (B, T)."""
+    """Cross-entropy in nats of predicting the next characters y (B, T) from x (B, T)."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16"):
         logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction=reduction)
@@ -185,19 +191,60 @@ def loss_of(model, x, y, reduction="mean"):
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
+    """Nats per character over the whole validation split: every character but the first is predicted once."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
     return sum(loss.item() for loss in losses) / (len(data.splits["val"]) - 1)
 
 
-def make_optimizers(config, model):
-    """Muon (Jordan et al. 2024; scaled as in arXiv:2502.16982) has the hidden matrices, AdamW what is left.
+def orthogonalize(M, dtype):
+    """For each matrix U S V^T of M (N, rows, columns), nearly U V^T: five Newton-Schulz iterations in `dtype`.
 
-    Muon steps along the orthogonal matrix nearest to the running mean of the gradients (Nesterov's, momentum 0.95;
-    nearly, by five Newton-Schulz iterations), so that every direction of a matrix learns at one pace.
+    Each turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are. These
+    coefficients (Jordan et al. 2024) are steep at 0 rather than exact at 1: five take 0.002 to 1 into 0.68 to 1.21.
     """
+    X = M.to(dtype)
+    X = X.mT if M.shape[1] > M.shape[2] else X  # wide, so that X X^T is small
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # now no singular value is above 1
+    for _ in range(5):
+        A = X @ X.mT
+        B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)  # -4.7750 A + 2.0315 A A
+        X = torch.baddbmm(X, B, X, beta=3.4445)  # 3.4445 X + B X
+    return X.mT if M.shape[1] > M.shape[2] else X
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps along the orthogonalized mean of a matrix's gradients, so that all its directions learn at one pace.
+
+    By Jordan et al. (2024), with weight decay and the scale of Liu et al. (arXiv:2502.16982): the root of an update's
+    mean square is about 0.2, as AdamW's, so that one learning rate suits both.
+    """
+
+    def __init__(self, matrices, weight_decay, dtype):
+        super().__init__(matrices, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": 0.95})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            lr, momentum, alike = group["lr"], group["momentum"], {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+                    if "momentum_buffer" not in self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            for (rows, columns), params in alike.items():  # those of one shape together: few calls, large products
+                grads, means = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+                torch._foreach_lerp_(means, grads, 1 - momentum)  # mean = 0.95 mean + 0.05 grad
+                ahead = torch._foreach_lerp(grads, means, momentum)  # Nesterov: the mean one step ahead
+                updates = orthogonalize(torch.stack(ahead), self.dtype)
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(params, updates.unbind(), alpha=-lr * 0.2 * math.sqrt(max(rows, columns)))
+
+
+def make_optimizers(config, model):
+    """Muon has the hidden matrices, AdamW what is left: embeddings, head, biases and gains."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
@@ -205,21 +252,23 @@ def make_optimizers(config, model):
         adamw.append({"params": matrices, "weight_decay": config.weight_decay})
     optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True)]  # betas of GPT-3
     if config.optimizer == "muon":
-        optimizers.append(torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        optimizers.append(Muon(matrices, config.weight_decay, dtype))
     return optimizers
 
 
 def learning_rate_at(step, config):
-    """A trapezoid (arXiv:2405.18392): rises in a line to `learning_rate`, stays, falls in a line to 0."""
+    """A trapezoid (arXiv:2405.18392): rises linearly to `learning_rate`, stays there, falls linearly to 0."""
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.warmdown_ratio * config.max_iters)
     return config.learning_rate * min(rise, 1, fall)
 
 
 def context_at(step, config):
-    """Sequence length warm-up (Li et al., arXiv:2108.06084): an eighth of block_size, a quarter, half, all of it.
+    """Sequence length warm-up (Li et al., arXiv:2108.06084): windows of block_size / 8, then / 4, then / 2, then whole.
 
-    Each but the last is for a twelfth of the steps, with about as many tokens as ever; evaluations are then as short.
+    Each of the short lengths gets a twelfth of the steps, and so many windows a batch that it has as many tokens.
+    Evaluations in that time use the same short windows.
     """
     doublings = min(3, 12 * (step - 1) // config.max_iters)
     return max(1, config.block_size >> (3 - doublings))
@@ -227,9 +276,9 @@ def context_at(step, config):
 
 def train(config, data, model):
     optimizers = make_optimizers(config, model)
-    run = Run(config, data, model, *optimizers)
+    run = Run(config, data, model, *optimizers)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model) if config.compile else model
-    replica = run.replicate(compiled)
+    replica = run.replicate(compiled)  # under torchrun, averages gradients over processes; else the model itself
     for step in run.steps():
         for optimizer in optimizers:
             for group in optimizer.param_groups:

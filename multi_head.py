@@ -1,8 +1,8 @@
 """Rung 3: several heads side by side, each reading for a purpose of its own.
 
-New against rung 2: the C channels of queries, keys and values are split into H heads of D = C / H. Each head has its
-own weights over the same graph, so one may look at the character before and another for the last space. What they
-have read is concatenated, and a projection mixes it.
+New against rung 2: the C channels of queries, keys and values are split into H heads of D = C / H channels. Each head
+weighs the same graph in its own way: one may look at the character before, another for the last space. What the heads
+read is put side by side, and a projection mixes it.
 
 Paper: Vaswani et al., "Attention Is All You Need" (2017, arXiv:1706.03762), section 3.2.2.
 """
@@ -22,13 +22,13 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 
 @dataclass
 class Config(Flags):
-    batch_size: int = option(32, "B: windows of text in a step")
-    block_size: int = option(32, "T: characters in a window")
-    n_head: int = option(8, "H: heads of attention")
-    n_embd: int = option(128, "C: width of the embeddings, D = C / H to each head")
-    learning_rate: float = option(4e-3, "of AdamW at the start; it falls to 0 in a line")
-    max_iters: int = option(900, "steps")
-    eval_interval: int = option(300, "steps from one evaluation to the next")
+    batch_size: int = option(32, "B: windows of text in a batch")
+    block_size: int = option(32, "T: characters in a window, the context")
+    n_head: int = option(8, "H: attention heads")
+    n_embd: int = option(128, "C: width of the embeddings; each head has D = C / H channels")
+    learning_rate: float = option(4e-3, "AdamW's learning rate at the first step; it then falls linearly to 0")
+    max_iters: int = option(900, "training steps")
+    eval_interval: int = option(300, "steps between evaluations")
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -39,21 +39,23 @@ class Config(Flags):
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out."""
+    """softmax(Q K^T / sqrt(D)) V over a graph's edges. Takes x (B, T, C), returns what each token read, (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.query = nn.Linear(config.n_embd, config.n_embd)
-        self.key = nn.Linear(config.n_embd, config.n_embd)
-        self.value = nn.Linear(config.n_embd, config.n_embd)
+        self.query = nn.Linear(config.n_embd, config.n_embd)  # what a token looks for
+        self.key = nn.Linear(config.n_embd, config.n_embd)  # what it can be found by
+        self.value = nn.Linear(config.n_embd, config.n_embd)  # what it hands to those who read it
         self.projection = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x):
         B, T, C = x.shape
+        # view splits the C channels into heads; transpose puts H before T, so that @ works head by head.
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
         adjacency = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # (T, T)
+        # q . k sums D products, so its deviation grows with sqrt(D); undivided, softmax would settle on a single key.
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
         scores = scores.masked_fill(~adjacency, -math.inf)
         weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
@@ -62,7 +64,7 @@ class Attention(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Ids of characters (B, T) in, logits of each one's successor (B, T, V) out."""
+    """Takes ids of characters (B, T), returns the logits of what follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -81,7 +83,7 @@ class LanguageModel(nn.Module):
 
 @torch.inference_mode()
 def generate(model, ids, max_new_tokens, **choice):
-    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token."""
+    """Appends max_new_tokens tokens to ids (B, T), one at a time. `choice` is passed to sample_token."""
     training = model.training
     model.eval()
     for _ in range(max_new_tokens):
@@ -95,14 +97,14 @@ def generate(model, ids, max_new_tokens, **choice):
 
 
 def loss_of(model, x, y, reduction="mean"):
-    """Cross-entropy in nats of the next characters y (B, T) after x (B, T)."""
+    """Cross-entropy in nats of predicting the next characters y (B, T) from x (B, T)."""
     logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
 
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
+    """Nats per character over the whole validation split: every character but the first is predicted once."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
@@ -111,8 +113,8 @@ def evaluate(model, data):
 
 def train(config, data, model):
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
-    run = Run(config, data, model, optimizer)
-    replica = run.replicate(model)
+    run = Run(config, data, model, optimizer)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
+    replica = run.replicate(model)  # under torchrun, averages gradients over processes; else the model itself
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / config.max_iters)
         x, y = data.batch("train")  # (B, T), (B, T)

@@ -1,13 +1,17 @@
 """Writes text from the checkpoint of any rung.
 
 python sample.py results/gpt --prompt "ROMEO:" --temperature 0.8 --top_k 40
+python sample.py results/pyg_free_gat --layers decay.py   # a run with a layer of your own, which decay.py adds
 """
 
+import runpy
 from dataclasses import MISSING, asdict, dataclass
+from pathlib import Path
 
 import torch
 
 import bigram
+import block
 import gpt
 import modern_gpt
 import multi_head
@@ -15,13 +19,14 @@ import pyg_free_gat
 import single_head
 from data import CharTokenizer, UserError, choose_device
 from results import load_checkpoint, option, parse, run_main, sample_text
-from results.cli import saved_options
+from results.options import saved_options
 
 # What a checkpoint may name: nothing else is ever built or imported because a file says so.
 RUNGS = {
     "bigram": (bigram, bigram.LanguageModel),
     "single_head": (single_head, single_head.LanguageModel),
     "multi_head": (multi_head, multi_head.LanguageModel),
+    "block": (block, block.LanguageModel),
     "gpt": (gpt, gpt.GPT),
     "modern_gpt": (modern_gpt, modern_gpt.GPT),
     "pyg_free_gat": (pyg_free_gat, pyg_free_gat.GPT),
@@ -30,24 +35,36 @@ RUNGS = {
 
 @dataclass
 class Config:
-    run: str = option(MISSING, "the run's folder, like results/gpt")
-    prompt: str = option("", "what the text goes on from; else from a new line")
+    run: str = option(MISSING, "folder of the run, like results/gpt")
+    prompt: str = option("", "text to continue; without one, a new line")
     max_new_tokens: int = option(500, "characters to write")
     num_samples: int = option(1, "texts to write")
-    temperature: float = option(0.8, "below 1 safer, above 1 wilder; 0 takes the likeliest character")
-    top_k: int = option(0, "draw from the k likeliest characters alone; 0: from all", least=0)
-    top_p: float = option(1.0, "draw from the likeliest that together have this probability")
-    seed: int = option(1, "of the draws", least=0, below=2**63)
-    device: str = option("auto", "cpu, cuda, cuda:1, mps, or auto")
+    temperature: float = option(0.8, "below 1 writes more safely, above 1 more wildly; 0 takes the likeliest character")
+    top_k: int = option(0, "draw from the k likeliest characters only; 0 draws from all", least=0)
+    top_p: float = option(1.0, "draw from the likeliest ones that reach this probability together", above=0, most=1)
+    seed: int = option(1, "seed of the draws", least=0, below=2**63)
+    device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
+    layers: str = option("", "Python file to run first, one that adds a layer of yours to pyg_free_gat.LAYERS")
 
 
-def load(folder, device):
-    """The rung's module, its model and its tokenizer from a run's checkpoint. Raises UserError for a damaged one."""
+def load(folder, device, layers=""):
+    """The rung's module, its model and its tokenizer from a run's checkpoint.
+
+    layers: a Python file that is run first, to add the run's layer to pyg_free_gat.LAYERS. What it has under
+    `if __name__ == "__main__"` does not run. Raises UserError if the file is missing or the checkpoint is damaged.
+    """
+    if layers and not Path(layers).is_file():
+        raise UserError(f"--layers {layers}: there is no such file")
+    if layers:
+        runpy.run_path(layers)
     state = load_checkpoint(folder)
     try:
         if state["rung"] not in RUNGS:
             raise UserError(f"{folder}: a checkpoint of {state['rung']!r}, which is no rung of this ladder")
         module, build = RUNGS[state["rung"]]
+        layer = state["config"].get("layer")
+        if layer and layer not in module.LAYERS:
+            raise UserError(f"{folder}: its layer {layer!r} is unknown; --layers FILE runs the file that adds it")
         tokenizer = CharTokenizer(state["alphabet"])
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims
             model = build(module.Config(**saved_options(module.Config, state, folder)), len(tokenizer))
@@ -60,9 +77,9 @@ def load(folder, device):
 def main(argv=None):
     config = parse(Config, argv)
     device, _ = choose_device(config.device)
-    module, model, tokenizer = load(config.run, device)
+    module, model, tokenizer = load(config.run, device, config.layers)
     how = asdict(config)
-    del how["run"], how["device"]
+    del how["run"], how["device"], how["layers"]
     print(f"\n{'-' * 80}\n".join(sample_text(model, module.generate, tokenizer, **how)))
 
 

@@ -1,8 +1,8 @@
 """Rung 2: one head of masked self-attention lets each character read those before it.
 
-New against rung 1: a character is a vector, to which its position adds another; a query meets the keys of all
-characters up to its own, and the softmax of their products weighs the values that it reads. Who may read from whom
-is a graph, and the causal mask is its adjacency matrix: adjacency[i, j] is True where i reads from j, for j <= i.
+New against rung 1: each character becomes a vector, and its position adds another. Linear maps make three vectors of
+it: a query, a key and a value. The product of i's query and j's key says how much i reads of j's value. Who may read
+from whom is a graph, and the causal mask is its adjacency matrix: adjacency[i, j] is True where i reads from j, j <= i.
 
 Paper: Vaswani et al., "Attention Is All You Need" (2017, arXiv:1706.03762), equation 1.
 """
@@ -22,30 +22,31 @@ from results import Flags, Run, option, parse_config, run_main, sample_token
 
 @dataclass
 class Config(Flags):
-    batch_size: int = option(32, "B: windows of text in a step")
-    block_size: int = option(32, "T: characters in a window")
-    n_embd: int = option(128, "C: width of the embeddings")
-    learning_rate: float = option(4e-3, "of AdamW at the start; it falls to 0 in a line")
-    max_iters: int = option(900, "steps")
-    eval_interval: int = option(300, "steps from one evaluation to the next")
+    batch_size: int = option(32, "B: windows of text in a batch")
+    block_size: int = option(32, "T: characters in a window, the context")
+    n_embd: int = option(128, "C: width of the embeddings and of the one head")
+    learning_rate: float = option(4e-3, "AdamW's learning rate at the first step; it then falls linearly to 0")
+    max_iters: int = option(900, "training steps")
+    eval_interval: int = option(300, "steps between evaluations")
 
 
 # ---------------------------------------------------------------- Model
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(D)) V over the edges of a graph: x (B, T, C) in, what each token has read (B, T, C) out."""
+    """softmax(Q K^T / sqrt(D)) V over a graph's edges. Takes x (B, T, C), returns what each token read, (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
-        self.query = nn.Linear(config.n_embd, config.n_embd)
-        self.key = nn.Linear(config.n_embd, config.n_embd)
-        self.value = nn.Linear(config.n_embd, config.n_embd)
+        self.query = nn.Linear(config.n_embd, config.n_embd)  # what a token looks for
+        self.key = nn.Linear(config.n_embd, config.n_embd)  # what it can be found by
+        self.value = nn.Linear(config.n_embd, config.n_embd)  # what it hands to those who read it
 
     def forward(self, x):
         B, T, C = x.shape
         q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, D) each, one head: D = C
         adjacency = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # (T, T)
+        # q . k sums D products, so its deviation grows with sqrt(D); undivided, softmax would settle on a single key.
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, T, T)
         scores = scores.masked_fill(~adjacency, -math.inf)
         weights = scores.softmax(dim=-1)  # (B, T, T), each row sums to 1
@@ -53,7 +54,7 @@ class Attention(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Ids of characters (B, T) in, logits of each one's successor (B, T, V) out."""
+    """Takes ids of characters (B, T), returns the logits of what follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -72,7 +73,7 @@ class LanguageModel(nn.Module):
 
 @torch.inference_mode()
 def generate(model, ids, max_new_tokens, **choice):
-    """Continues ids (B, T) by one token at a time to (B, T + max_new_tokens); `choice` goes to sample_token."""
+    """Appends max_new_tokens tokens to ids (B, T), one at a time. `choice` is passed to sample_token."""
     training = model.training
     model.eval()
     for _ in range(max_new_tokens):
@@ -86,14 +87,14 @@ def generate(model, ids, max_new_tokens, **choice):
 
 
 def loss_of(model, x, y, reduction="mean"):
-    """Cross-entropy in nats of the next characters y (B, T) after x (B, T)."""
+    """Cross-entropy in nats of predicting the next characters y (B, T) from x (B, T)."""
     logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
 
 
 @torch.inference_mode()
 def evaluate(model, data):
-    """Nats per character over the whole validation split, each character but the first predicted once, dropout off."""
+    """Nats per character over the whole validation split: every character but the first is predicted once."""
     model.eval()
     losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
     model.train()
@@ -102,8 +103,8 @@ def evaluate(model, data):
 
 def train(config, data, model):
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
-    run = Run(config, data, model, optimizer)
-    replica = run.replicate(model)
+    run = Run(config, data, model, optimizer)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
+    replica = run.replicate(model)  # under torchrun, averages gradients over processes; else the model itself
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / config.max_iters)
         x, y = data.batch("train")  # (B, T), (B, T)

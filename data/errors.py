@@ -3,3 +3,7 @@ class UserError(Exception):
 
     def __init__(self, message):
         super().__init__(" ".join(str(message).splitlines()))
+
+    def _render_traceback_(self):
+        """The line alone, in a notebook too: IPython calls this instead of showing where the error was raised."""
+        return [str(self)]

@@ -1,11 +1,12 @@
 """What comes out: a script's flags, the record of a run, its checkpoints and its plots."""
 
 from .checkpoint import load_checkpoint as load_checkpoint
-from .cli import Flags as Flags
-from .cli import option as option
-from .cli import parse as parse
-from .cli import parse_config as parse_config
-from .cli import run_main as run_main
+from .flags import Parser as Parser
+from .flags import option as option
+from .flags import parse as parse
+from .flags import run_main as run_main
+from .options import Flags as Flags
+from .options import parse_config as parse_config
 from .run import Run as Run
 from .sampling import sample_text as sample_text
 from .sampling import sample_token as sample_token

@@ -1,22 +1,21 @@
-"""Draws the loss curves of runs on one picture: validation solid, training faint, the last value beside each.
+"""Draws the loss curves of runs on one picture: validation bold, training faint, the last value beside each.
 
-python results/plot.py draws the runs in results/ whose names do not end in a number, as those moved aside do
-(gpt-2026-11-22-143005), and
-python results/plot.py results/gpt results/mine --x seconds those two over time.
+python results/plot.py                                        # the runs in results/
+python results/plot.py results/gpt results/mine --x seconds   # these two, over time
+
+Without RUN it leaves out folders whose names end in a number: gpt-2026-11-22-143005 is a run that was moved aside.
 """
 
 import argparse
 import csv
 import itertools
-import math
 import re
 import sys
 from pathlib import Path
 
-NAMES = ("step", "tokens", "seconds", "train_loss", "val_loss")  # the columns of metrics.csv
+RESULTS = Path(__file__).resolve().parent
 COLUMNS = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
-RESULTS = Path(__file__).resolve().parent
 
 
 def read(folder):
@@ -25,50 +24,77 @@ def read(folder):
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        return {name: [float(row[name]) if row[name] else None for row in rows] for name in NAMES}
+        names = (*COLUMNS.values(), "train_loss", "val_loss")
+        return {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
     except (KeyError, OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: not the losses of a run ({error})") from None
 
 
 def plot(folders, path, x="steps"):
-    """Draws the runs in `folders` to the picture `path`, over `x`, logarithmic: steps, seconds or tokens."""
+    """Draws the runs in `folders` to the picture `path`, over steps, seconds or tokens on a logarithmic axis."""
     from matplotlib.figure import Figure  # here, since a run needs it only at its end
 
-    figure = Figure(figsize=(8.3, 4.7), layout="constrained")
+    figure = Figure(figsize=(8.3, max(4.7, 1 + 0.2 * len(folders))), layout="constrained")
     axes = figure.subplots()
-    labels = []
-    for colour, folder in zip(itertools.cycle(COLOURS), folders):
+    labels, shown = [], []  # shown: the points that the axes must hold
+    for colour, folder, name in zip(itertools.cycle(COLOURS), folders, names_of(folders)):
         columns = read(folder)
-        axes.plot(*without_gaps(columns[COLUMNS[x]], columns["train_loss"]), color=colour, alpha=0.3, linewidth=1)
-        at, loss = without_gaps(columns[COLUMNS[x]], columns["val_loss"])
-        if loss:
-            axes.plot(at, loss, color=colour, linewidth=2, marker="o", markersize=3)
-            labels.append((loss[-1], at[-1], colour, f"{name_of(folder)} {loss[-1]:.3f}"))
-    axes.set(xlabel=f"training {x}", ylabel="loss, nats per character", xscale="log")
+        training, validation = (points(columns[COLUMNS[x]], columns[loss]) for loss in ("train_loss", "val_loss"))
+        axes.plot(*zip(*training), color=colour, alpha=0.3, linewidth=1)
+        axes.plot(*zip(*validation), color=colour, linewidth=2, marker="o", markersize=3)
+        if training:
+            at, loss = (validation or training)[-1]
+            labels.append((loss, at, colour, f"{name} {loss:.3f}" + ("" if validation else " (training)")))
+            # From shortly before its first evaluation; with fewer than two of them, the last decade of its training.
+            start = 0.8 * validation[0][0] if len(validation) > 1 else 0.1 * training[-1][0]
+            shown += [(at, loss) for at, loss in training + validation if at >= start > 0]
+    axes.set(xlabel=f"training {x}", ylabel="loss, nats per character (lower is better)")
     axes.set_title("validation loss, and training loss (faint)", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    if shown:
+        zoom(axes, shown)
     label(axes, labels)
     figure.savefig(path, dpi=120)
 
 
-def name_of(folder):
-    """The folder's path within results/, or its last part elsewhere."""
-    folder = Path(folder).resolve()
-    return folder.relative_to(RESULTS).as_posix() if folder.is_relative_to(RESULTS) else folder.name
+def names_of(folders):
+    """The last part of each folder's path; if two folders share it, as many parts as tell them apart."""
+    paths = [Path(folder).resolve() for folder in folders]
+    for path in paths:
+        tails = (path.parts[-n:] for n in range(1, len(path.parts) + 1))
+        yield "/".join(next(t for t in tails if sum(other.parts[-len(t) :] == t for other in {*paths}) == 1))
 
 
-def without_gaps(x, y):
-    """Both without the places where y is None."""
-    return [a for a, b in zip(x, y) if b is not None], [b for b in y if b is not None]
+def points(x, y):
+    """The pairs of x and y whose y is not None."""
+    return [(a, b) for a, b in zip(x, y) if b is not None]
+
+
+def zoom(axes, points):
+    """Fits the axes to points (x, y), with x logarithmic and numbers like 500 and 20k at its ticks."""
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    (left, right), (low, high) = ((min(numbers), max(numbers)) for numbers in zip(*points))
+    space = 0.04 * (high - low) or 0.1
+    axes.set(xscale="log", xlim=(left / 1.02, right * 1.02), ylim=(low - space, high + space))
+    subs = (1, 2, 3, 5, 7) if right < 30 * left else (1, 2, 5) if right < 5000 * left else (1,)
+    axes.xaxis.set_major_locator(MaxNLocator(6) if right < 5 * left else LogLocator(subs=subs))
+    thousands = EngFormatter(sep="")  # 20k, 3M
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.5g}" if x < 10_000 else thousands(x))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def label(axes, labels):
-    """Writes each text right of the axes at the height of its loss, the lower ones pushed down off the higher ones."""
+    """Writes each text right of the axes at the height of its loss, moved up or down where another one is near."""
     low, high = axes.get_ylim()
-    gap, below = 0.05 * (high - low), math.inf
-    for loss, at, colour, text in sorted(labels, reverse=True):
-        height = below = min(loss, below - gap)
+    gap, heights = (high - low) * min(0.05, 1 / max(1, len(labels))), []
+    labels = sorted(labels, reverse=True)
+    for loss, *_ in labels:
+        heights.append(min(loss, heights[-1] - gap) if heights else loss)
+    for i in reversed(range(len(labels))):
+        heights[i] = max(heights[i], heights[i + 1] + gap if i + 1 < len(labels) else low)
+    for (loss, at, colour, text), height in zip(labels, heights):
         axes.annotate(
             text,
             (at, loss),
@@ -81,27 +107,30 @@ def label(axes, labels):
 
 
 def main(argv=None):
-    from results.cli import Parser
+    from results import Parser
 
     runs = sorted(file.parent for file in RESULTS.glob("*/metrics.csv"))
     runs = [run for run in runs if not re.search(r"-\d+$", run.name)]
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", default=runs, metavar="RUN", help="a run's folder")
-    parser.add_argument("--x", choices=COLUMNS, default="steps", help="what the curves are drawn over (steps)")
-    parser.add_argument("--out", default=RESULTS / "losses.png", metavar="PICTURE", help="(results/losses.png)")
+    parser.add_argument("runs", nargs="*", default=runs, metavar="RUN", help="folder of a run")
+    parser.add_argument("--x", choices=COLUMNS, default="steps", help="what the curves are drawn over (default: steps)")
+    parser.add_argument(
+        "--out", default=RESULTS / "losses.png", metavar="PICTURE", help="file to draw to (default: results/losses.png)"
+    )
     flags = parser.parse_args(argv)
     for folder in flags.runs or parser.error("there is no run in results/ yet; python gpt.py makes one"):
         if not (Path(folder) / "metrics.csv").is_file():
             parser.error(f"{folder}: is no run's folder, it has no metrics.csv")
     try:
         plot(flags.runs, flags.out, flags.x)
-    except (OSError, ValueError) as error:  # ValueError: losses that are none, a kind of picture that there is not
+    except (OSError, ValueError) as error:  # ValueError: a metrics.csv without losses, or an unknown kind of picture
         parser.error(str(error))
     print(flags.out)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(RESULTS.parent))  # where Python, run on this file, has put results/ itself
-    from results.cli import run_main
+    if not __package__:  # run as a file: Python then looks for modules in results/ and not above it
+        sys.path.insert(0, str(RESULTS.parent))
+    from results import run_main
 
     run_main(main)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -20,21 +21,29 @@ from data.files import write_atomically
 from data.processes import mean, rank, several, world_size
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .cli import rung_of
-from .plot import NAMES, plot
+from .flags import in_notebook
+from .options import rung_of
 from .sampling import sample_text
 from .utilisation import peak_flops, training_flops
 
 SAMPLE_LENGTH = 1000  # characters that a run writes at its end
-LOG_INTERVAL = 10  # steps between rows, each with the mean training loss since the row before
+LOG_INTERVAL = 10  # steps from one row of metrics.csv to the next; a row has the mean training loss since the last one
+COLUMNS = "step,tokens,seconds,train_loss,val_loss"  # the first line of metrics.csv
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended the training, and everything is saved. In a notebook that is one line, as for UserError."""
+
+    def _render_traceback_(self):
+        return ["KeyboardInterrupt"]
 
 
 class Run:
     """Keeps config.json, metrics.csv, checkpoint.pt, loss.png and sample.txt in `config.out`.
 
-    A run that is already there is moved aside, or with `config.resume` goes on: model, optimizers, `data` and every
-    random generator are then set to where they stopped. Raises UserError if the folder holds anything but a run, or a
-    damaged one. Of several processes only the first writes.
+    If a run is already there, it is moved aside. With `config.resume` it goes on instead: the model, the optimizers,
+    `data` and every random generator are set to where they stopped. Raises UserError if the folder holds something
+    else, or a damaged run. Of several processes only the first writes.
     """
 
     def __init__(self, config, data, model, *optimizers):
@@ -43,7 +52,7 @@ class Run:
         self.step, self.losses, self.interrupted = 0, [], False
         self.device = torch.device(config.device)
         self.batch = config.batch_size * config.block_size * getattr(config, "grad_accum", 1)  # tokens of a step
-        seconds, commands, metrics = self.restore() if config.resume else (0.0, [], ",".join(NAMES) + "\n")
+        seconds, commands, metrics = self.restore() if config.resume else (0.0, [], COLUMNS + "\n")
         if not rank():
             if not config.resume:
                 make_room(self.folder)
@@ -72,7 +81,7 @@ class Run:
 
     @property
     def folder(self):
-        """Where the run is, also once another with the same `config.out` has moved it aside. Raises OSError."""
+        """Where the run is now. Another one with the same `config.out` may have moved it aside. Raises OSError."""
         if self.inode and self.path.stat().st_ino != self.inode:
             siblings = self.path.resolve().parent.iterdir()
             self.path = next((path for path in siblings if path.stat().st_ino == self.inode), None)
@@ -82,48 +91,50 @@ class Run:
         return self.path
 
     def replicate(self, model):
-        """`model`, or of several processes this one's replica: its backward pass averages the gradients over all."""
+        """`model` itself, or if there are several processes a replica that averages the gradients over them."""
         if not several():
             return model
         replica = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
-        replica.config = self.config  # as the model has it
+        replica.config = self.config  # the model has it too
         return replica
 
     def steps(self):
-        """Yields the steps still to do, up to max_iters; after Ctrl-C the step in hand is the last."""
+        """Yields the steps that are left, up to max_iters. After Ctrl-C the current step is the last."""
 
         def interrupt(*_):
             signal.signal(signal.SIGINT, handler)  # a second Ctrl-C does not wait
             self.interrupted = True
 
-        handler = signal.signal(signal.SIGINT, interrupt)
+        catches = threading.current_thread() is threading.main_thread()  # Python lets no other thread catch signals
+        handler = signal.signal(signal.SIGINT, interrupt) if catches else None
         try:
             for step in range(self.step + 1, self.config.max_iters + 1):
-                if rank():  # dropout of its own, which a resumed run repeats
+                if rank():  # each process draws its own dropout, and draws it again in a resumed run
                     torch.manual_seed(self.config.seed + 2**20 * step + rank())
                 yield step
-                if mean(self.interrupted) > 0:  # never set to False here: the signal may come while the others answer
-                    self.interrupted = True
+                if mean(self.interrupted) > 0:  # any process was interrupted
+                    self.interrupted = True  # only ever set: a signal that comes while mean() waits is not lost
                     self.save()
                     goes_on = "; --resume goes on from here" if step < self.config.max_iters else ""
                     print(f"\ninterrupted after step {step}{goes_on}", flush=True)
                     break
         finally:
-            signal.signal(signal.SIGINT, handler)
+            if catches:
+                signal.signal(signal.SIGINT, handler)
 
     def log(self, step, loss, val_loss=None):
-        """Records a step's training loss (a scalar tensor) and, with a validation loss in nats, a checkpoint.
+        """Records a step's training loss (a scalar tensor). Given a validation loss in nats, saves a checkpoint too.
 
-        Raises FloatingPointError if either is not finite; the last checkpoint stands.
+        Raises FloatingPointError if a loss is not finite, and leaves the last checkpoint as it is.
         """
         self.step = step
         self.losses.append(loss.detach())
         if val_loss is None and step > 1 and step % LOG_INTERVAL:
             return
-        train_loss = mean(torch.stack(self.losses).mean().item())  # the one place that waits for the device
+        train_loss = mean(torch.stack(self.losses).mean().item())  # .item() waits for the device
         now, (last_step, last_time) = time.perf_counter(), self.logged
         if val_loss is None or self.config.eval_interval <= LOG_INTERVAL or math.isnan(self.pace):
-            self.pace = (now - last_time) / (step - last_step)  # seconds a step, if possible without an evaluation
+            self.pace = (now - last_time) / (step - last_step)  # seconds a step, evaluations left out if possible
         self.losses.clear()
         for name, value in (("loss", train_loss), ("validation loss", val_loss)):
             if value is not None and not math.isfinite(value):
@@ -139,7 +150,10 @@ class Run:
         self.logged = step, time.perf_counter()
 
     def show(self, step, train_loss, val_loss):
-        """One live line on a terminal, which an evaluation makes permanent; elsewhere only the evaluations."""
+        """Writes one live line on a terminal or in a notebook. An evaluation's line stays, and a new one begins.
+
+        Where lines cannot be overwritten, as in a file, only those of evaluations are written.
+        """
         whole_pace = (time.perf_counter() - self.begun) / (step - self.first_step)  # evaluations included
         eta = timedelta(seconds=round(whole_pace * (self.config.max_iters - step)))
         line = f"step {step:>{len(str(self.config.max_iters))}}/{self.config.max_iters}  train {train_loss:.4f}"
@@ -149,13 +163,14 @@ class Run:
         if self.config.mfu:
             line += f" ({self.flops / self.pace / self.peak:.0%} MFU)"
         line += f"  ETA {eta}"
-        if sys.stdout.isatty():
+        live = sys.stdout.isatty() or in_notebook()
+        if live:
             print(f"\r{line:<{shutil.get_terminal_size().columns - 1}}", end="", flush=True)
         if val_loss is not None:
-            print("" if sys.stdout.isatty() else line, flush=True)
+            print("" if live else line, flush=True)
 
     def save(self):
-        """Writes all that an exact resumption needs. Raises FloatingPointError if a new loss is not finite."""
+        """Writes a checkpoint, from which training goes on exactly. Raises FloatingPointError for a loss like NaN."""
         if rank():
             return
         losses = [loss.item() for loss in self.losses]
@@ -177,7 +192,7 @@ class Run:
         save_checkpoint(self.folder, state)
 
     def restore(self):
-        """Sets all to where the run stopped; returns its seconds so far, its commands and its metrics.csv."""
+        """Sets everything to where the run stopped. Returns its seconds so far, its commands and its metrics.csv."""
         state = load_checkpoint(self.folder, rung_of(type(self.config)))
         try:
             return self.restore_from(state)
@@ -188,12 +203,12 @@ class Run:
         if state["corpus_sha256"] != self.data.sha256:
             raise UserError(f"the run in {self.folder} was trained on another text")
         self.step = int(state["step"])
-        if not 0 <= self.step <= self.config.max_iters:  # equal: all but its sample may be there
+        if not 0 <= self.step <= self.config.max_iters:  # equal: it may have stopped before its sample
             raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
         self.losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            groups = optimizer.state_dict()["param_groups"]  # how it steps is this run's to say, not the file's
+            groups = optimizer.state_dict()["param_groups"]  # the rates and betas of this run
             optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
             for parameter, kept in optimizer.state.items():
                 if any(tensor.shape not in (parameter.shape, ()) for tensor in kept.values()):
@@ -203,12 +218,17 @@ class Run:
         if self.device.type in state["generators"] and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(state["generators"][self.device.type], self.device)
         commands = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["commands"]
-        if not state["metrics"].startswith(",".join(NAMES)):
+        if not state["metrics"].startswith(COLUMNS):
             raise ValueError("not its losses")
         return float(state["seconds"]), [*commands], state["metrics"]
 
     def finish(self, generate):
-        """Draws the loss curve, has the rung `generate` a page of text. Raises KeyboardInterrupt if that ended it."""
+        """Draws the loss curve and writes a page of text with the rung's `generate`.
+
+        Raises KeyboardInterrupt if Ctrl-C ended the training.
+        """
+        from .plot import plot  # here, so that `python -m results.plot` does not find itself imported already
+
         if not rank():
             plot([self.folder], self.folder / "loss.png")
             sample = dict(max_new_tokens=SAMPLE_LENGTH, seed=self.config.seed, temperature=0.8)
@@ -216,7 +236,7 @@ class Run:
             self.write("sample.txt", text)
             print(f"{text}\n\n{self.folder}: config.json metrics.csv checkpoint.pt loss.png sample.txt", flush=True)
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise Interrupted
 
     def write(self, name, text):
         if not rank():
@@ -224,7 +244,7 @@ class Run:
 
 
 def generators(device):
-    """The states of the global random generators, which draw the dropout."""
+    """The states of the random generators that dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state(device)
@@ -232,7 +252,7 @@ def generators(device):
 
 
 def make_room(folder):
-    """Makes the folder; that of a former run is renamed to say when it was moved: gpt-2026-11-22-143005."""
+    """Makes the folder. If a run is there, its folder gets the time added to its name: gpt-2026-11-22-143005."""
     try:
         folder = folder.resolve()
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -243,7 +263,7 @@ def make_room(folder):
             folder.rename(aside)
             print(f"the run in {folder} is now in {aside}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character, a config.json that is no text
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path, a config.json without text
         raise UserError(f"--out {folder}: {getattr(error, 'strerror', error)}") from None
 
 

@@ -9,7 +9,7 @@ import results.run
 torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
 results.run.SAMPLE_LENGTH = 100  # most of a tiny run would be its sample
 
-RUNGS = ["bigram", "single_head", "multi_head", "gpt", "modern_gpt", "pyg_free_gat"]
+RUNGS = ["bigram", "single_head", "multi_head", "block", "gpt", "modern_gpt", "pyg_free_gat"]
 GPTS = ["gpt", "modern_gpt", "pyg_free_gat"]
 CACHED = ["gpt", "modern_gpt"]
 
@@ -39,6 +39,14 @@ def write_text(path):
     phrases = random.Random(0).choices(["to be", "or not", "that is", "the question\n"], k=600)
     path.write_text(" ".join(phrases)[:4000], encoding="utf-8", newline="\n")
     return path
+
+
+@pytest.fixture
+def float64():
+    """What is a fact of mathematics is compared in float64, where no processor's rounding hides a difference."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -1,6 +1,10 @@
 import importlib
+import re
+import runpy
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +16,10 @@ import modern_gpt
 import pyg_free_gat
 import sample
 from data import UserError
-from results import bench, parse_config, plot
+from results import option, parse, parse_config, plot
 from results.checkpoint import save_checkpoint
-from results.cli import resumed
+from results.options import resumed
+from studies import measure, race, speed
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +31,11 @@ def test_help_shows_every_option_with_its_meaning_and_default(capsys):
     assert end.value.code == 0
     for name, field in gpt.Config.__dataclass_fields__.items():
         assert f"--{name}" in text and field.metadata["meaning"] in text
-    assert "(192; 384 at full size)" in text and "--compile, --no-compile" in text
+    assert "(default: 192; with --size full: 384)" in text and "--compile, --no-compile" in text
+    assert "--size {auto,small,full}" in text and "--max_iters INT" in text and "(default: off)" in text
+    with pytest.raises(SystemExit):
+        pyg_free_gat.main(["--help"])
+    assert "--gat_version {GATConv,GATv2Conv}" in capsys.readouterr().out
 
 
 def test_flags_over_toml_over_size(tmp_path, capsys):
@@ -133,10 +142,12 @@ BAD_GPT = [
 BAD_MODERN = [
     ("--n_embd=12 --n_head=4", "--n_embd 12 must be a multiple of twice --n_head 4"),
     ("--warmdown_ratio=-1", "--warmdown_ratio -1.0: must be at least 0"),
+    ("--warmdown_ratio=1.1", "--warmdown_ratio 1.1: must be at least 0 and at most 1"),
     ("--resume --out=run", "a checkpoint of gpt.py, not of modern_gpt.py"),
 ]
 BAD_GAT = [
     ("--layer=gcn", "--layer gcn: must be one of gat, gatv2, dot, mean, max"),
+    ("--layer=gat --gat_version=GATv2Conv", "--layer gat and --gat_version GATv2Conv contradict each other"),
     ("--gat_version=GATv3Conv", "--gat_version GATv3Conv: must be one of GATConv, GATv2Conv"),
     ("--graph=ring", "--graph ring: must be causal, window:K or dilated:K"),
     ("--graph=window", "--graph window: must be"),
@@ -157,7 +168,11 @@ BAD_SAMPLE = [
     ("run --max_new_tokens=0", "--max_new_tokens 0: must be at least 1"),
     ("run --device=cuda:7", "--device cuda:7: not on this machine"),
     ("run --num_samples=0", "--num_samples 0: must be at least 1"),
-    ("run --top_p=-0.1", "--top_p -0.1: must be at least 0"),
+    ("run --top_p=-0.1", "--top_p -0.1: must be above 0 and at most 1"),
+    ("run --top_p=0", "--top_p 0.0: must be above 0 and at most 1"),
+    ("run --top_p=7", "--top_p 7.0: must be above 0 and at most 1"),
+    ("run --top_p=nan", "--top_p nan: must be above 0 and at most 1"),
+    ("run --layers=nowhere.py", "--layers nowhere.py: there is no such file"),
     ("run --temperature=nan", "--temperature nan: must be at least 0"),
     ("run --seed=x", "invalid int value: 'x'"),
     ("run another", "there is no flag another"),
@@ -239,6 +254,37 @@ def test_bad_flags_of_every_rung(workplace, flags, message):
         check_error(workplace, main, usual + flags.split(), message)
 
 
+@dataclass
+class Bounded:
+    count: int = option(1, "from 1")
+    share: float = option(0.5, "from 0 to 1", most=1)
+    inner: float = option(0.5, "between 0 and 1", above=0, below=1)
+    least: int = option(5, "from 5 to 7", least=5, most=7)
+
+
+BOUNDS = [
+    ("--share=0 --share=1 --inner=1e-9 --least=5 --least=7", ""),
+    ("--count=0", "--count 0: must be at least 1 and below 2147483648"),
+    ("--share=1.1", "--share 1.1: must be at least 0 and at most 1"),
+    ("--share=-1e-9", "--share -1e-09: must be at least 0 and at most 1"),
+    ("--share=nan", "--share nan: must be at least 0 and at most 1"),
+    ("--inner=0", "--inner 0.0: must be above 0 and below 1"),
+    ("--inner=1", "--inner 1.0: must be above 0 and below 1"),
+    ("--least=4", "--least 4: must be at least 5 and at most 7"),
+    ("--least=8", "--least 8: must be at least 5 and at most 7"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BOUNDS)
+def test_bounds_are_said_in_words(flags, message):
+    try:
+        parse(Bounded, flags.split())
+    except UserError as error:
+        assert str(error) == message
+    else:
+        assert not message
+
+
 def test_what_a_run_has_already_is_no_change_of_it():
     saved = {"size": "small", "device": "cpu", "dtype": "float32", "max_iters": 9}
     assert resumed({"size": "auto", "device": "cpu"}, saved) == saved
@@ -260,12 +306,13 @@ def test_bad_flags_of_modern_gpt(workplace, flags, message):
 
 
 def test_a_file_for_times_that_cannot_be_written_is_known_before_anything_is_measured(workplace):
-    check_error(workplace, bench.main, ["--csv=nowhere/times.csv"], "--csv nowhere/times.csv: No such file")
-    check_error(workplace, bench.main, ["--csv=corpus.txt"], "--csv corpus.txt: File exists")
+    measure_speed = partial(measure.main, speed.tables)
+    check_error(workplace, measure_speed, ["--csv=nowhere/times.csv"], "--csv nowhere/times.csv: No such file")
+    check_error(workplace, measure_speed, ["--csv=corpus.txt"], "--csv corpus.txt: File exists")
 
 
 def test_a_checkout_of_nanogpt_that_is_none(workplace):
-    check_error(workplace, bench.main, ["--only=loss", "--nanogpt=run"], "--nanogpt run: there is no train.py in it")
+    check_error(workplace, race.main, ["--nanogpt=run"], "--nanogpt run: there is no train.py in it")
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD_GAT)
@@ -280,17 +327,55 @@ def test_bad_flags_of_sample(workplace, flags, message):
     check_error(workplace, sample.main, flags.split(), message)
 
 
+DECAY = """
+import pyg_free_gat
+
+
+class Decay(pyg_free_gat.Mean):
+    pass
+
+
+pyg_free_gat.LAYERS["decay"] = Decay
+if __name__ == "__main__":
+    raise AssertionError("training has started")
+"""
+
+
+def test_a_run_with_a_layer_of_ones_own_is_sampled_resumed_and_drawn(train, tmp_path, monkeypatch, capsys):
+    file, run = tmp_path / "decay.py", str(tmp_path / "run")
+    file.write_text(DECAY, encoding="utf-8")
+    layers = pyg_free_gat.LAYERS
+    with monkeypatch.context() as patch:
+        patch.setattr(pyg_free_gat, "LAYERS", {**layers})
+        runpy.run_path(str(file))
+        train("pyg_free_gat", layer="decay")
+    with pytest.raises(UserError, match="its layer 'decay' is unknown; --layers FILE runs the file that adds it"):
+        sample.main([run])
+    with pytest.raises(UserError, match=f"{re.escape(run)}: .*--layer decay"):
+        train("pyg_free_gat", "--resume", max_iters=8)
+    plot.main([run, f"--out={tmp_path / 'losses.png'}"])
+    monkeypatch.setattr(pyg_free_gat, "LAYERS", {**layers})
+    capsys.readouterr()
+    sample.main([run, f"--layers={file}", "--prompt=to be", "--max_new_tokens=10"])
+    written = capsys.readouterr().out
+    assert written.startswith("to be") and len(written) == len("to be") + 10 + 1
+    assert train("pyg_free_gat", "--resume", max_iters=8)["step"] == 8
+
+
 @pytest.mark.parametrize(("flags", "message"), BAD_PLOT)
 def test_bad_flags_of_plot(workplace, flags, message):
     check_error(workplace, plot.main, flags.split(), message)
 
 
-@pytest.mark.parametrize(
-    "script", [*RUNGS, "sample", "results/plot", "results/explain", "results/bench", "results/ablation"]
-)
+STUDIES = sorted(f"studies.{file.stem}" for file in (ROOT / "studies").glob("[a-z]*.py") if file.stem != "measure")
+
+
+@pytest.mark.parametrize("script", [*RUNGS, "sample", "results/plot", *STUDIES])
 def test_an_error_is_one_line_and_exit_code_2(script, tmp_path):
-    done = subprocess.run(
-        [sys.executable, f"{ROOT / script}.py", "somewhere", "--bogus"], cwd=tmp_path, capture_output=True, text=True
-    )
+    if script == "studies.pyg":
+        pytest.importorskip("torch_geometric")
+    command, folder = (["-m", script], ROOT) if script in STUDIES else ([f"{ROOT / script}.py"], tmp_path)
+    command = [sys.executable, *command, "somewhere", "--bogus"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and ("--bogus" in done.stderr or "somewhere" in done.stderr)

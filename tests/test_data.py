@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data import CharTokenizer, Dataset, UserError, choose_device, choose_dtype, corpus
+from data import CharTokenizer, Dataset, UserError, choose_device, choose_dtype, corpus, device
 
 
 def dataset(path, block_size=16, batch_size=4, seed=1):
@@ -149,8 +149,18 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are():
 
 
 @pytest.mark.parametrize(("amx", "bf16"), [(True, True), (False, True), (False, False)])
-def test_precision_follows_what_the_cpu_is_fast_at(monkeypatch, amx, bf16):
+@pytest.mark.parametrize("speed", [4.5, 0.6])
+def test_precision_follows_what_the_cpu_is_fast_at(monkeypatch, amx, bf16, speed):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    assert choose_dtype("auto", "cpu")[0] == ("bfloat16" if amx or bf16 else "float32")
-    assert choose_dtype("float32", "cpu")[0] == "float32"
+    monkeypatch.setattr(device, "bfloat16_speed", lambda: speed)
+    dtype, why = choose_dtype("auto", "cpu")
+    assert dtype == ("bfloat16" if (amx or bf16) and speed > 1 else "float32")
+    assert f"{speed} times as fast" in why or "neither AMX nor AVX512-BF16" in why
+    assert choose_dtype("float32", "cpu") == ("float32", "as asked")
+
+
+def test_the_speed_of_bfloat16_is_a_ratio_and_leaves_the_random_numbers_as_they_were():
+    before = torch.get_rng_state()
+    assert 0 < device.bfloat16_speed() < 1000
+    assert torch.equal(torch.get_rng_state(), before)

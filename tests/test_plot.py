@@ -1,28 +1,92 @@
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
 
-import sample
 from data import UserError
-from results import explain, plot
+from results import plot
 
 
-def write_run(folder, losses):
+def write_run(folder, losses, first=1):
+    """A run with the validation losses [(step, loss), ...], those before step `first` left out."""
     folder.mkdir(parents=True)
-    rows = [f"{step},{step * 64},{step / 10},{loss + 0.1},{loss}\n" for step, loss in losses]
+    rows = [f"{step},{step * 64},{step / 10},{loss + 0.1},{loss if step >= first else ''}\n" for step, loss in losses]
     (folder / "metrics.csv").write_text("step,tokens,seconds,train_loss,val_loss\n" + "".join(rows), encoding="utf-8")
     return folder
 
 
-@pytest.mark.parametrize(("x", "powers"), [("steps", "012"), ("seconds", ["-1", "0", "1"]), ("tokens", "23")])
-def test_plots_runs_on_one_picture(tmp_path, capsys, x, powers):
-    runs = [write_run(tmp_path / name, [(1, 4.0), (10, 3.0), (100, end)]) for name, end in (("a", 2.0), ("b", 2.01))]
-    plot.main([*map(str, runs), "--x", x, "--out", str(tmp_path / "losses.svg")])
+def texts(picture):
+    """The texts in an SVG that matplotlib drew."""
+    return re.findall("<!-- (.*?) -->", picture.read_text(encoding="utf-8"))
+
+
+def draw(folder, *flags):
+    """The texts in the picture that plot.py draws with the flags."""
+    plot.main([*map(str, flags), "--out", str(folder / "losses.svg")])
+    return texts(folder / "losses.svg")
+
+
+TICKS = [
+    ("steps", ["100", "200", "300", "500", "700", "1,000"]),
+    ("seconds", ["10", "20", "30", "50", "70", "100"]),
+    ("tokens", ["7,000", "10k", "20k", "30k", "50k"]),
+]
+
+
+@pytest.mark.parametrize(("x", "ticks"), TICKS)
+def test_plots_runs_on_one_picture(tmp_path, capsys, x, ticks):
+    losses = [(1, 4.0), (10, 3.5), (100, 3.0), (500, 2.5)]
+    runs = [write_run(tmp_path / name, [*losses, (1000, end)], first=100) for name, end in (("a", 2.0), ("b", 2.01))]
+    drawn = draw(tmp_path, *runs, "--x", x)
     assert capsys.readouterr().out == f"{tmp_path / 'losses.svg'}\n"
-    picture = (tmp_path / "losses.svg").read_text(encoding="utf-8")
-    assert f"<!-- training {x} -->" in picture
-    assert re.findall(r"<!-- \$\\mathdefault\{10\^\{([-0-9]+)\}\}\$ -->", picture) == [*powers]
+    assert f"training {x}" in drawn and "loss, nats per character (lower is better)" in drawn
+    assert [text for text in drawn if re.fullmatch("[0-9,]+k?", text)] == ticks  # from shortly before step 100
+    assert {"a 2.000", "b 2.010"} < {*drawn}
+
+
+ODD = {
+    "one evaluation, at the end": ([(1, 4.0), (10, 3.0), (100, 2.5), (500, 2.0)], 500, "run 2.000"),
+    "no evaluation": ([(1, 4.0), (10, 3.0), (100, 2.5), (500, 2.0)], 1000, "run 2.100 (training)"),
+    "one row": ([(1, 4.0)], 1, "run 4.000"),
+}
+
+
+@pytest.mark.parametrize("x", ["steps", "seconds", "tokens"])
+@pytest.mark.parametrize("name", ODD)
+def test_a_run_with_few_evaluations_shows_some_of_its_training(tmp_path, monkeypatch, name, x):
+    losses, first, labelled = ODD[name]
+    limits, zoom = [], plot.zoom
+    monkeypatch.setattr(plot, "zoom", lambda axes, points: (zoom(axes, points), limits.extend(axes.get_xlim())))
+    assert labelled in draw(tmp_path, write_run(tmp_path / "run", losses, first), "--x", x)
+    assert len(losses) == 1 or limits[1] > 4 * limits[0]
+
+
+def test_a_run_that_has_taken_no_time_yet_is_drawn(tmp_path):
+    run = write_run(tmp_path / "run", [])
+    with open(run / "metrics.csv", "a") as file:
+        file.write("1,4096,0.00,4.2,\n")
+    assert "run 4.200 (training)" in draw(tmp_path, run, "--x", "seconds")
+
+
+def test_the_first_steps_of_one_run_do_not_press_the_others_flat(tmp_path, monkeypatch):
+    """The slow run begins where the fast one already evaluates; its first losses leave the picture at the top."""
+    seen, zoom = [], plot.zoom
+    monkeypatch.setattr(plot, "zoom", lambda axes, points: (zoom(axes, points), seen.extend(axes.get_ylim())))
+    fast = write_run(tmp_path / "fast", [(2, 2.5), (4, 2.4)])
+    slow = write_run(tmp_path / "slow", [(3, 4.2), (500, 2.2), (1000, 1.5)], first=500)
+    draw(tmp_path, fast, slow)
+    assert 2.6 < seen[1] < 3
+
+
+def test_runs_are_named_by_their_folders_and_by_more_where_two_folders_share_a_name(tmp_path):
+    for name in ("published/gpt", "published/gat", "gpt"):
+        write_run(tmp_path / name, [(1, 4.0), (10, 3.0)])
+    names = [tmp_path / name for name in ("published/gat", "published/gpt")]
+    assert list(plot.names_of(names)) == ["gat", "gpt"]
+    assert list(plot.names_of([*names, tmp_path / "gpt"])) == ["gat", "published/gpt", f"{tmp_path.name}/gpt"]
+    assert list(plot.names_of([names[0], names[0]])) == ["gat", "gat"]
 
 
 def test_draws_what_is_in_results_but_for_what_was_moved_aside(tmp_path, monkeypatch):
@@ -30,18 +94,34 @@ def test_draws_what_is_in_results_but_for_what_was_moved_aside(tmp_path, monkeyp
         write_run(tmp_path / name, [(1, 4.0), (10, 3.0)])
     monkeypatch.setattr(plot, "RESULTS", tmp_path)
     plot.main(["--out", str(tmp_path / "losses.svg")])
-    drawn = re.findall("<!-- (.*) 3.000 -->", (tmp_path / "losses.svg").read_text(encoding="utf-8"))
-    assert sorted(drawn) == ["gat", "gpt"]
+    assert sorted(text for text in texts(tmp_path / "losses.svg") if "3.000" in text) == ["gat 3.000", "gpt 3.000"]
 
 
-def test_labels_of_close_curves_do_not_overlap():
+@pytest.mark.parametrize("how", [["results/plot.py"], ["-m", "results.plot"]])
+def test_it_runs_as_a_file_and_as_a_module(tmp_path, how):
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        *how,
+        write_run(tmp_path / "run", [(1, 4.0)]),
+        "--out",
+        tmp_path / "a.png",
+    ]
+    done = subprocess.run(command, cwd=Path(plot.__file__).parents[1], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'a.png'}\n" and done.stderr == ""
+
+
+@pytest.mark.parametrize("count", [3, 15, 40])
+def test_labels_neither_overlap_nor_leave_the_axes(count):
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
     axes.set_ylim(1, 3)
-    plot.label(axes, [(2.0, 10, "red", "a"), (2.01, 10, "blue", "b"), (1.5, 10, "green", "c")])
+    plot.label(axes, [(1 + (i % 3) / 1000, 10, "red", "a") for i in range(count)])
     heights = sorted(text.xyann[1] for text in axes.texts)
-    assert all(b - a >= 0.05 * 2 - 1e-9 for a, b in zip(heights, heights[1:]))
+    assert all(b - a >= min(0.05, 1 / count) * 2 - 1e-9 for a, b in zip(heights, heights[1:]))
+    assert heights[0] >= 1 and heights[-1] <= 3
 
 
 def test_a_run_without_a_step_is_drawn_as_nothing(tmp_path, capsys):
@@ -52,56 +132,3 @@ def test_a_run_without_a_step_is_drawn_as_nothing(tmp_path, capsys):
 def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no metrics.csv"):
         plot.main([str(tmp_path)])
-
-
-PICTURES = {
-    "graph": explain.draw_graph,
-    "head": explain.draw_head,
-    "block": explain.draw_block,
-    "lookup": lambda path: explain.draw_lookup(path, sizes=(2, 3), steps=2),
-}
-
-
-def test_explain_draws_the_graph_and_its_adjacency(tmp_path):
-    explain.draw_graph(tmp_path / "graph.svg")
-    text = (tmp_path / "graph.svg").read_text(encoding="utf-8")
-    assert text.count("<!-- 1 -->") == 10 and text.count("<!-- 0 -->") == 6  # the cells of a 4 x 4 lower triangle
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_explain_draws(tmp_path, name):
-    PICTURES[name](tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("rung", ["gpt", "modern_gpt"])
-def test_explain_has_the_weights_that_the_model_reads_by(train, tmp_path, rung):
-    train(rung)
-    module, model, tokenizer = sample.load(tmp_path / "run", "cpu")
-    ids = tokenizer.encode("or not to be")[None]
-    with torch.inference_mode():
-        expected = model.eval()(ids)
-        with explain.recorded() as weights:
-            torch.testing.assert_close(model(ids), expected)
-    assert len(weights) == 2 and all(w.shape == (1, 2, 12, 12) for w in weights)
-    for w in weights:
-        torch.testing.assert_close(w.sum(-1), torch.ones(1, 2, 12))
-        assert not w.triu(1).any()
-    explain.main([f"--run={tmp_path / 'run'}", "--text=or not to be", f"--out={tmp_path}"])
-    assert (tmp_path / "attention-run.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_run_whose_weights_cannot_be_drawn_is_an_error(train, tmp_path):
-    train("bigram")
-    with pytest.raises(UserError, match="no weights to draw; gpt.py"):
-        explain.main([f"--run={tmp_path / 'run'}", "--text=or not to be"])
-
-
-def test_trained_heads_of_gat_have_one_order_and_those_of_the_others_more(train, tmp_path):
-    text = "or not to be"
-    for layer in ("gat", "gatv2", "dot"):
-        train("pyg_free_gat", out=layer, layer=layer)
-        ranks = explain.weights_of(tmp_path / layer, text, full=True)[0].argsort(-1)  # (H, T, T)
-        assert (ranks == ranks[:, :1]).all() == (layer == "gat")
-    explain.draw_rankings(tmp_path / "picture.png", [tmp_path / layer for layer in ("gat", "gatv2", "dot")], text)
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

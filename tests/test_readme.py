@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,20 @@ from conftest import tiny_flags
 
 import pyg_free_gat
 from pyg_free_gat import LAYERS
-from results import plot, table
+from results import plot
+from studies import tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_tables_are_what_the_files_say():
-    assert table.rewritten(README) == README
-    assert README.count("<!-- end -->") == len(table.TABLES)
+    texts = [page.read_text(encoding="utf-8") for page in tables.PAGES]
+    for text in texts:
+        assert tables.rewritten(text) == text
+    named = [name for text in texts for name in re.findall(r"^<!-- (\w+): python -m studies.tables -->$", text, re.M)]
+    assert sum(text.count("<!-- end -->") for text in texts) == len(named)
+    assert {*named} == {*tables.TABLES}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")
@@ -29,10 +36,10 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho python "$@"\n', encoding="utf-8")
     fake.chmod(0o755)
-    script = (ROOT / "results" / "reproduce.sh").read_text(encoding="utf-8").replace("/sample.txt", "/no such file")
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "reproduce.sh").write_text(script, encoding="utf-8")
-    command = ["bash", tmp_path / "results" / "reproduce.sh", "ladder", "layers", "matched", "long", "full"]
+    script = (ROOT / "studies" / "reproduce.sh").read_text(encoding="utf-8").replace("/sample.txt", "/no such file")
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "reproduce.sh").write_text(script, encoding="utf-8")
+    command = ["bash", tmp_path / "studies" / "reproduce.sh", "ladder", "layers", "matched", "long", "full"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     for folder in (ROOT / "results" / "published").glob("*/config.json"):
@@ -41,12 +48,19 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
         assert len((folder.parent / "sample.txt").read_text(encoding="utf-8")) == 1001
 
 
-def test_the_layer_of_ones_own_trains_as_it_stands(monkeypatch, text_file, tmp_path):
-    monkeypatch.setattr(pyg_free_gat, "LAYERS", {**LAYERS})
-    main, flags = pyg_free_gat.main, {**tiny_flags("pyg_free_gat"), "max_iters": 40, "warmup_iters": 2}
+def test_it_is_read_to_its_end():
+    assert len(README.encode()) <= 12_000
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["a layer of one's own", "a convolution of PyTorch Geometric"])
+def test_its_layers_train_as_they_stand(monkeypatch, text_file, tmp_path, number):
+    if number:
+        pytest.importorskip("torch_geometric")
+    flags = {**tiny_flags("pyg_free_gat"), "max_iters": 40, "warmup_iters": 2}
     flags |= {"data": text_file, "out": tmp_path / "run", "device": "cpu"}
-    monkeypatch.setattr(pyg_free_gat, "main", lambda argv: main(argv + [f"--{k}={v}" for k, v in flags.items()]))
-    exec(README.split("```python\n")[1].split("```")[0], {"__name__": "__main__"})
+    monkeypatch.setattr(sys, "argv", ["layer.py", *(f"--{name}={value}" for name, value in flags.items())])
+    monkeypatch.setattr(pyg_free_gat, "LAYERS", {**LAYERS})
+    exec(README.split("```python\n")[number + 1].split("```")[0], {"__name__": "__main__"})
     losses = plot.read(tmp_path / "run")["train_loss"]
     assert losses[-1] < losses[0] - 0.5
 

@@ -1,7 +1,7 @@
 """From gpt.py to modern_gpt.py, one idea a row: the validation loss after equal steps and after equal seconds.
 
-python results/ablation.py  # trains and measures what results/reproduced/ does not have yet, prints the table
-python results/ablation.py --row gpt.py --seed 2
+python -m studies.ablation  # trains and measures what results/reproduced/ does not have yet, prints the table
+python -m studies.ablation --row gpt.py --seed 2
 
 A row is the row before and one idea more, put into a model of gpt.py, up to modern_gpt.py as it stands; then come
 things tried on top of that and left out. All have the sizes, the learning rate and the weight decay of modern_gpt.py's
@@ -9,24 +9,22 @@ defaults for a CPU, and fewer steps. How long a step takes is measured at the en
 slows the machine slows all of them; equal seconds are as many steps as a row then makes in the time of gpt.py's.
 """
 
-import argparse
 import csv
 import statistics
-import sys
-import time
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where Python, run on this file, has put results/ itself
-
 import gpt
 import modern_gpt
 from data import Dataset, choose_dtype
-from results.cli import Parser, run_main
+from results import option, parse, run_main
+from results.plot import RESULTS
+from studies.measure import by_turns
 
-PUBLISHED, REPRODUCED = (Path(__file__).resolve().parent / name for name in ("published", "reproduced"))
+PUBLISHED, REPRODUCED = RESULTS / "published", RESULTS / "reproduced"
 LOSSES, PACES = "ablation.csv", "ablation_seconds.csv"
 STEPS, EVAL_INTERVAL, SEEDS = 120, 30, (1, 2, 3)
 
@@ -164,18 +162,6 @@ def train(row, seed, **sizes):
             yield number, modern_gpt.evaluate(model, data)
 
 
-def measure(rounds=16, **sizes):
-    """Seconds of a step in each round, in which every row has its turn: row -> list."""
-    steps = {row: trainer(row, 1, **sizes)[2] for row in ROWS}
-    seconds = {row: [] for row in ROWS}
-    for _ in range(rounds):
-        for row, step in steps.items():
-            start = time.perf_counter()
-            step(STEPS)
-            seconds[row].append(time.perf_counter() - start)
-    return seconds
-
-
 def read(file, *key):
     """What a file holds: values of the columns `key` -> list of the other values, as numbers."""
     found = {}
@@ -217,11 +203,14 @@ def table(folder=PUBLISHED):
             yield f"| {row} | {losses[0]} | {losses[1]} | {1000 * pace[row]:.0f} |"
 
 
+@dataclass
+class Flags:
+    row: str = option("", "one row instead of all", choices=("", *ROWS))
+    seed: int = option(0, "1, 2 or 3: one seed instead of all", most=3)
+
+
 def main(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=ROWS, help="one row instead of all")
-    parser.add_argument("--seed", type=int, choices=SEEDS, help="one seed instead of all")
-    flags = parser.parse_args(argv)
+    flags = parse(Flags, argv)
     REPRODUCED.mkdir(exist_ok=True)
     runs = read(REPRODUCED / LOSSES, "row", "seed")
     for seed in [flags.seed] if flags.seed else SEEDS:
@@ -231,7 +220,7 @@ def main(argv=None):
                 print(*run[-1], flush=True)
                 append(REPRODUCED / LOSSES, ("row", "seed", "step", "val_loss"), run)
     if not (REPRODUCED / PACES).exists():
-        seconds = measure()
+        seconds = by_turns({row: partial(trainer(row, 1)[2], STEPS) for row in ROWS}, rounds=16)
         rounds = [(row, n, f"{t:.4f}") for row in seconds for n, t in enumerate(seconds[row], 1)]
         append(REPRODUCED / PACES, ("row", "round", "seconds"), rounds)
     print("\n".join(table(REPRODUCED)))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does anew the runs that the README quotes: bash results/reproduce.sh ladder layers matched long full, or some of these.
+# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched long full, or some of these.
 # They come into results/reproduced/, beside those in results/published/, whose losses they come close to: to the last
 # bit only with the same processor, versions and threads (see config.json). A run that is done, whose sample.txt is what
 # comes last, is left alone; one that was stopped goes on. The ablation and the speed tables have their own commands.
@@ -19,6 +19,7 @@ ladder() {
         run bigram $seed bigram.py
         run single_head $seed single_head.py
         run multi_head $seed multi_head.py
+        run block $seed block.py
         run one_block $seed gpt.py --n_layer 1 --n_head 8 --n_embd 128 --batch_size 32 --block_size 32 --max_iters 900 --eval_interval 300
         run gpt $seed gpt.py
         run modern_gpt $seed modern_gpt.py

@@ -1,18 +1,17 @@
 """Draws what the README explains.
 
-python results/explain.py                                            # all that it can
-python results/explain.py --run results/mine --text "To be, or not"  # what the heads of a run attend to
+python -m studies.pictures                                            # all that it can
+python -m studies.pictures --run results/mine --text "To be, or not"  # what the heads of a run attend to
 
 graph.png: a causal context as a graph, its adjacency matrix and attention weights on it. head.png: attention, matrix by
 matrix. block.png: a block of a GPT. lookup.png: what GAT cannot look up. attention-RUN.png: what each head attends to.
 rankings.png: in which order each query has the keys, in trained runs of GAT, GATv2 and the dot product. The last two
-need the checkpoints that `bash results/reproduce.sh ladder layers` leaves in results/reproduced/.
+need the checkpoints that `bash studies/reproduce.sh ladder layers` leaves in results/reproduced/.
 """
 
-import argparse
 import contextlib
 import math
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -23,15 +22,13 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch import nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where Python, run on this file, has put results/ itself
-
 import pyg_free_gat
 import sample
 from data import UserError
 from pyg_free_gat import GAT, GATv2
-from results.cli import Parser, run_main
+from results import option, parse, run_main
+from results.plot import RESULTS
 
-RESULTS = Path(__file__).resolve().parent
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 TEXT = "Good morrow, neighbour Baptista."
 
@@ -190,9 +187,9 @@ def recorded(full=False):
         yield weights
 
 
-def weights_of(run, text, full=False):
-    """The attention weights of a run's model over a text, a list of (H, T, T), one a layer."""
-    _, model, tokenizer = sample.load(run, "cpu")
+def weights_of(run, text, full=False, layers=""):
+    """The attention weights of a run's model over a text, a list of (H, T, T), one a block."""
+    _, model, tokenizer = sample.load(run, "cpu", layers)
     with recorded(full) as weights:
         model.eval()(tokenizer.encode(text)[None, -model.config.block_size :])
     if not weights:
@@ -200,22 +197,22 @@ def weights_of(run, text, full=False):
     return [w[0] for w in weights]
 
 
-def draw_attention(path, run, text):
-    """Every head of a run over a text, a row for each layer: square roots of weights, so that faint ones show."""
-    layers = weights_of(run, text)
-    H, T = layers[0].shape[:2]
-    figure = Figure(figsize=(8.3, 0.4 + 8.3 / H * len(layers)), layout="constrained")
-    for row, (axes_of, layer) in enumerate(zip(figure.subplots(len(layers), H, squeeze=False), layers)):
+def draw_attention(path, run, text, layers=""):
+    """Every head of a run over a text, a row for each block: square roots of weights, so that faint ones show."""
+    blocks = weights_of(run, text, layers=layers)
+    H, T = blocks[0].shape[:2]
+    figure = Figure(figsize=(8.3, 0.4 + 8.3 / H * len(blocks)), layout="constrained")
+    for row, (axes_of, weights) in enumerate(zip(figure.subplots(len(blocks), H, squeeze=False), blocks)):
         for head, axes in enumerate(axes_of):
-            axes.imshow(layer[head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
+            axes.imshow(weights[head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
             name(axes, text[-T:], text[-T:], min(7, 130 / T))
-            axes.set_title(f"layer {row + 1}, head {head + 1}", fontsize=8)
+            axes.set_title(f"block {row + 1}, head {head + 1}", fontsize=8)
     figure.suptitle(f"{Path(run).name}: who (row) reads whom (column)", fontsize=9)
     figure.savefig(path, dpi=200)
 
 
 def draw_rankings(path, runs, text):
-    """In which order each query of a run's first layer has all keys, the mask lifted: the head that varies most."""
+    """In which order each query of a run's first block has all keys, the mask lifted: the head that varies most."""
     figure = Figure(figsize=(8.3, 3.2), layout="constrained")
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
         ranks = weights_of(run, text, full=True)[0].argsort(-1, descending=True).argsort(-1).double()  # (H, T, T)
@@ -328,31 +325,37 @@ def draw_block(path):
 # ---------------------------------------------------------------- main()
 
 
+@dataclass
+class Flags:
+    run: str = option("", "only what the heads of the run in this folder attend to")
+    text: str = option(TEXT, "what they read")
+    layers: str = option("", "with --run, a Python file to run first that adds a layer of yours to pyg_free_gat.LAYERS")
+    out: str = option("", "the folder for pictures instead of results/published or, with --run, the run's")
+
+    def __post_init__(self):
+        self.out = self.out or self.run or str(RESULTS / "published")
+        if not self.text:
+            raise ValueError("--text: must not be empty")
+        if not Path(self.out).is_dir():
+            raise ValueError(f"{self.out}: is no folder")
+
+
 def main(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", help="only what the heads of the run in this folder attend to")
-    parser.add_argument("--text", default=TEXT, help=f"what they read ({TEXT})")
-    parser.add_argument("--out", metavar="FOLDER", help="(results/published; with --run, the run's)")
-    flags = parser.parse_args(argv)
-    out = Path(flags.out or flags.run or RESULTS / "published")
-    if not flags.text or not out.is_dir():
-        parser.error("--text: must not be empty" if not flags.text else f"{out}: is no folder")
-    if flags.run:
-        runs = [flags.run]
-    else:
+    flags = parse(Flags, argv)
+    out, runs = Path(flags.out), [flags.run]
+    if not flags.run:
         for draw in (draw_graph, draw_head, draw_block, draw_lookup):
             path = out / f"{draw.__name__.removeprefix('draw_')}.png"
             draw(path)
             print(path, flush=True)
-        runs = [RESULTS / "reproduced" / run for run in ("gpt", "gat", "gatv2")]
-        runs = [run for run in runs if (run / "checkpoint.pt").exists()]
-        ranked = [RESULTS / "reproduced" / run for run in ("gat", "gatv2", "dot")]
-        if all((run / "checkpoint.pt").exists() for run in ranked):
-            draw_rankings(out / "rankings.png", ranked, flags.text)
+        trained = {file.parent.name: file.parent for file in (RESULTS / "reproduced").glob("*/checkpoint.pt")}
+        if trained.keys() >= {"gat", "gatv2", "dot"}:
+            draw_rankings(out / "rankings.png", [trained[name] for name in ("gat", "gatv2", "dot")], flags.text)
             print(out / "rankings.png")
+        runs = [trained[name] for name in ("gpt", "gat", "gatv2") if name in trained]
     for run in runs:
         path = out / f"attention-{Path(run).resolve().name}.png"
-        draw_attention(path, run, flags.text)
+        draw_attention(path, run, flags.text, flags.layers)
         print(path)
 
 

@@ -1,0 +1,80 @@
+"""How long does a step of training take, and how much memory does it need? Every rung, at its small and its full size.
+
+python -m studies.speed
+
+The columns: the median time of a step, its range over the rounds, the ratio to the first row, the characters that are
+trained on in a second, and the memory of a step above that of the weights and the optimizer. Steps differ in how many
+characters they have, so the tokens/s of two rungs compare, and their times may not. The last tables show how much of a
+step Muon takes, and how much torch.optim.Muon would, which multiplies in bfloat16 whatever the processor is fast at.
+"""
+
+import torch
+from torch import nn
+
+from results import run_main
+from sample import RUNGS
+from studies import measure
+from studies.measure import full_sizes, model_of
+
+
+def training_step(name, compile=False, **options):
+    """A case: a whole step of training of a rung. Its call returns the number of tokens in the step."""
+
+    def case(flags):
+        rung, model = model_of(name, flags, **options)
+        config = model.config
+        compiled = torch.compile(model) if compile else model
+        recipe = hasattr(rung, "make_optimizers")  # the first rungs have plain AdamW and do not clip
+        optimizers = (
+            rung.make_optimizers(config, model) if recipe else [torch.optim.AdamW(model.parameters(), fused=True)]
+        )
+        ids = torch.randint(65, (config.batch_size, config.block_size + 1), device=flags.device)
+
+        def call():
+            model.zero_grad()
+            rung.loss_of(compiled, ids[:, :-1], ids[:, 1:]).backward()
+            if recipe:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+            return config.batch_size * config.block_size
+
+        return call
+
+    return case
+
+
+def muon_alone(name, of_torch=False, **options):
+    """A case: what Muon does in a step of training, with gradients of random numbers."""
+
+    def case(flags):
+        rung, model = model_of(name, flags, **options)
+        muon = rung.make_optimizers(model.config, model)[-1]
+        matrices = muon.param_groups[0]["params"]
+        for matrix in matrices:
+            matrix.grad = torch.randn_like(matrix)
+        return (torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw") if of_torch else muon).step
+
+    return case
+
+
+def tables():
+    full = {name: full_sizes(name) for name in RUNGS}
+    return {
+        "A step of training, sizes as by default on a CPU": {f"{name}.py": training_step(name) for name in RUNGS},
+        "A step of training at full size": {
+            f"{name}.py": training_step(name, **sizes) for name, sizes in full.items() if sizes
+        },
+    } | {
+        f"Muon's part of a step of {name}.py, sizes as by default on a CPU, {dtype}": {
+            "the whole step": training_step(name, dtype=dtype),
+            "Muon": muon_alone(name, dtype=dtype),
+            "torch.optim.Muon": muon_alone(name, of_torch=True, dtype=dtype),
+        }
+        for name in ("gpt", "modern_gpt")
+        for dtype in ("float32", "bfloat16")
+    }
+
+
+if __name__ == "__main__":
+    run_main(lambda: measure.main(tables))

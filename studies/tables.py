@@ -1,0 +1,163 @@
+"""Writes the tables of README.md and results/README.md anew from the files, each between its markers.
+
+python -m studies.tables
+
+Most are of the runs in results/published/. Two are no tables: a text that a run wrote, and studies/pyg.py as it stands.
+"""
+
+import json
+import math
+import re
+
+from results import Parser, run_main
+from results.plot import RESULTS, read
+from studies import ablation
+from studies.ablation import PUBLISHED, spread
+
+ROOT = RESULTS.parent
+PAGES = [page for page in (ROOT / "README.md", RESULTS / "README.md") if page.exists()]
+
+# What is new in a rung, the rung below, its run, and what a run of the same rung is said to come to elsewhere.
+LADDER = [
+    ("bigram.py", "each character predicts the next from a lookup table", "", "bigram", "2.58"),
+    ("single_head.py", "one head of masked self-attention", "bigram.py", "single_head", "2.41"),
+    ("multi_head.py", "several heads side by side", "single_head.py", "multi_head", "2.28"),
+    ("block.py", "a block: feed-forward, residual stream, LayerNorm", "multi_head.py", "block", "2.17"),
+    ("gpt.py", "depth, and training that is good: a GPT", "block.py", "gpt", "1.636"),
+    ("modern_gpt.py", "what has changed since GPT-2", "gpt.py", "modern_gpt", ""),
+    ("pyg_free_gat.py", "attention as message passing: GATv2", "gpt.py", "gatv2", ""),
+]
+OTHERS = {  # further runs of the same rungs: after which rung's, and what is different
+    "one_block": ("block.py", "[gpt.py](../gpt.py) with one block, the sizes and steps of block.py", ""),
+    "long": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py) with six blocks, wider, more steps", "1.4697"),
+}
+LAYERS = {  # the score e_ij, the value of j, and the run with as many parameters as the dot product
+    "dot": ("q_i · k_j / √D", "v_j", "dot"),
+    "gatv2": ("a · LeakyReLU(W_r x_i + W_l x_j)", "W_l x_j", "gatv2_matched"),
+    "gat": ("LeakyReLU(a_dst · h_i + a_src · h_j), h = W x", "h_j", "gat_matched"),
+    "mean": ("0", "W x_j", ""),
+    "max": ("no softmax", "W x_j", ""),
+}
+FULL = {  # what was run, and what gpt-pyg-attention's plot reads for it
+    "full_dot": ("`--layer dot`", "1.50"),
+    "full_dot_no_dropout": ("`--layer dot --dropout 0`", "1.50"),
+    "full_dot_decay": ("`--layer dot --dropout 0 --weight_decay 0.3`", "1.50"),
+    "full_dot_decay_dropout": ("`--layer dot --dropout 0.1 --weight_decay 0.3`", "1.50"),
+    "full_gatv2": ("`--layer gatv2`", "1.57"),
+    "full_gatv2_no_dropout": ("`--layer gatv2 --dropout 0`", "1.57"),
+    "full_gat": ("`--layer gat`", "1.66"),
+    "full_gat_no_dropout": ("`--layer gat --dropout 0`", "1.66"),
+    "full_modern": ("`modern_gpt.py`", ""),
+}
+
+
+def seeds(run):
+    """The folders of a run's seeds that are done: results/published/gpt, gpt-2, gpt-3."""
+    return [folder for end in ("", "-2", "-3") if (folder := PUBLISHED / (run + end)).joinpath("sample.txt").exists()]
+
+
+def about(run):
+    return json.loads((PUBLISHED / run / "config.json").read_text(encoding="utf-8"))
+
+
+def parameters(run):
+    return f"{about(run)['parameters']:,}"
+
+
+def losses(run):
+    return [read(folder)["val_loss"][-1] for folder in seeds(run)]
+
+
+def seconds(run):
+    """How long the run with seed 1 trained, evaluations included."""
+    minutes, rest = divmod(round(read(PUBLISHED / run)["seconds"][-1]), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def row(*cells):
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(*cells):
+    yield row(*cells)
+    yield "|---" * len(cells) + "|"
+
+
+def ladder():
+    yield from head("", "rung", "the new idea", "read", "parameters", "loss, nats", "time")
+    for rung, idea, below, run, _ in LADDER:
+        number = (ROOT / rung).read_text(encoding="utf-8").split()[1].rstrip(":")  # the 4 of """Rung 4: ...
+        diff = f"`diff {below} {rung}`" if below else ""
+        yield row(number, f"[{rung}]({rung})", idea, diff, parameters(run), spread(losses(run)), seconds(run))
+
+
+def elsewhere():
+    yield from head("run", "lines", "nats", "bits", "elsewhere, nats", "time")
+    for rung, _, _, run, said in LADDER:
+        lines = len((ROOT / rung).read_text(encoding="utf-8").splitlines())
+        shown = [(f"[{rung}](../{rung})", lines, run, said)]
+        shown += [(what, lines, other, said) for other, (after, what, said) in OTHERS.items() if after == rung]
+        for what, lines, run, said in shown:
+            nats, bits = spread(losses(run)), spread([loss / math.log(2) for loss in losses(run)])
+            yield row(what, lines, nats, bits, said, seconds(run))
+
+
+def layers():
+    yield from head("`--layer`", "score e_ij", "value", "parameters", "loss", "loss, parameters matched", "time")
+    for run, (score, value, equal) in LAYERS.items():
+        cells = f"{losses(run)[0]:.3f}", spread(losses(equal)) if equal else "", seconds(run)
+        yield row(f"`{run}`", score, value, parameters(run), *cells)
+
+
+def matched():
+    yield from head("run", "parameters", "validation loss")
+    for run in ("dot", "gatv2_matched", "gat_matched"):
+        command, _, _ = about(run)["commands"][0].partition(" --out")
+        yield row(f"`{command}`", parameters(run), spread(losses(run)))
+
+
+def full():
+    yield from head("run", "parameters", "steps", "characters", "validation loss", "time", "elsewhere")
+    for run, (flags, elsewhere) in FULL.items():
+        columns = read(PUBLISHED / run)
+        seen = (f"{columns[name][-1]:,.0f}" for name in ("step", "tokens"))
+        yield row(flags, parameters(run), *seen, f"{losses(run)[0]:.3f}", seconds(run), elsewhere)
+
+
+def sample():
+    """The first two speeches that gpt.py wrote."""
+    speeches = (PUBLISHED / "gpt" / "sample.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    yield from ("```", *"\n\n".join(speeches[:2]).splitlines(), "```")
+
+
+def pyg():
+    yield from ("```python", *(ROOT / "studies" / "pyg.py").read_text(encoding="utf-8").splitlines(), "```")
+
+
+TABLES = {
+    "sample": sample,
+    "ladder": ladder,
+    "elsewhere": elsewhere,
+    "layers": layers,
+    "matched": matched,
+    "full": full,
+    "ablation": ablation.table,
+    "pyg": pyg,
+}
+
+
+def rewritten(text):
+    """A page with its tables as the files have them."""
+    between = re.compile(r"(<!-- (\w+): python -m studies.tables -->\n).*?(<!-- end -->)", re.S)
+    return between.sub(lambda marks: marks[1] + "\n".join(TABLES[marks[2]]()) + "\n" + marks[3], text)
+
+
+def main(argv=None):
+    Parser(description=__doc__).parse_args(argv)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(rewritten(text), encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,48 @@
+"""The house: imports go one way, and whatever file or command is named somewhere is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {"data": 0, "results": 1, "studies": 3}  # the rungs and sample.py, which stand in the root, are floor 2
+CODE = [file for pattern in ("*.py", "*/*.py") for file in ROOT.glob(pattern)]
+PROSE = ["README.md", "results/README.md", "*/*.sh", ".ci/run", ".github/workflows/*"]
+NAMED = r"(?<![\w/.])((?:data|results|studies|tests)/[\w/-]+\.(?:py|sh))\b"
+RUN = r"python -m ((?:data|results|studies|tests)\.\w+)"
+
+
+def name_of(file):
+    return file.relative_to(ROOT).as_posix()
+
+
+def floor(top):
+    """The floor of a module, by the first part of its name; None for what is not ours."""
+    return FLOORS.get(top, 2 if (ROOT / f"{top}.py").exists() else None)
+
+
+def imported(file):
+    """The first part of the name of every module that a file imports, within its functions too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level < 2, f"{file}: an import from above its folder"
+            yield file.parent.name if node.level else node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("file", [file for file in CODE if file.parent != ROOT / "tests"], ids=name_of)
+def test_imports_go_one_way(file):
+    """From studies/ to the rungs, to results/, to data/."""
+    here = floor(file.stem if file.parent == ROOT else file.parent.name)
+    above = {top for top in imported(file) if floor(top) is not None and floor(top) > here}
+    assert not above
+
+
+@pytest.mark.parametrize("file", [*CODE, *(file for pattern in PROSE for file in ROOT.glob(pattern))], ids=name_of)
+def test_what_is_named_is_there(file):
+    text = file.read_text(encoding="utf-8")
+    named = re.findall(NAMED, text) + [module.replace(".", "/") + ".py" for module in re.findall(RUN, text)]
+    assert [path for path in named if not (ROOT / path).is_file()] == []
