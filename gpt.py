@@ -126,6 +126,11 @@ class GPT(nn.Module):
         # The head is the token embedding (Press and Wolf, arXiv:1608.05859).
         return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
 
+    def new_cache(self, B):
+        """Room for every block's keys and values, of B windows: (n_layer, 2, B, H, block_size, D)."""
+        n_head, D = self.config.n_head, self.config.n_embd // self.config.n_head
+        return self.norm.weight.new_empty(self.config.n_layer, 2, B, n_head, self.config.block_size, D)
+
 
 @torch.inference_mode()
 def generate(model, ids, max_new_tokens, **choice):
@@ -136,9 +141,7 @@ def generate(model, ids, max_new_tokens, **choice):
     """
     training = model.training
     model.eval()
-    B, block_size, n_head = len(ids), model.config.block_size, model.config.n_head
-    sizes = (model.config.n_layer, 2, B, n_head, block_size, model.config.n_embd // n_head)
-    cache = model.token_embedding.weight.new_empty(sizes)
+    block_size, cache = model.config.block_size, model.new_cache(len(ids))
     # ids: | left behind | the window: in the cache | not yet read |
     #      0           start                  start + past      length
     start, past = max(0, ids.shape[1] - block_size), 0

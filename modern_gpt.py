@@ -1,7 +1,8 @@
 """Rung 6: what has changed since GPT-2.
 
 New against rung 5, in the model: rotary positions instead of learned ones; RMSNorm, of queries and keys too; ReLU
-squared; no biases; projections into the residual stream start at zero; the head has weights of its own.
+squared; no biases; projections into the residual stream start at zero; a short convolution before attention and before
+the feed-forward; the head has weights of its own.
 In training: the learning rate stays at its highest before it falls, and the first windows are short.
 The papers are named beside the lines.
 """
@@ -71,6 +72,28 @@ def rotate(x, rotation):
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
+class Convolution(nn.Module):
+    """x_t + w_1 x_(t-1) + w_2 x_(t-2) + w_3 x_(t-3), each channel by itself. Takes and returns (B, T, C).
+
+    So a token knows its neighbours before it attends or computes (Canon layers, Allen-Zhu 2025, "Physics of Language
+    Models: Part 4.1"). A cache (B, 3, C) keeps the last three x of those `past`.
+    """
+
+    def __init__(self, n_embd):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, 1, n_embd))
+
+    def forward(self, x, cache=None, past=0):
+        T = x.shape[1]
+        before = cache if past else x.new_zeros(x.shape[0], 3, x.shape[2])
+        window = torch.cat((before, x), dim=1)  # (B, 3 + T, C)
+        if cache is not None:
+            cache.copy_(window[:, -3:])
+        for k, w in enumerate(self.weight, 1):
+            x = torch.addcmul(x, window[:, 3 - k : 3 - k + T], w)
+        return x
+
+
 class ReLU2(nn.Module):
     """max(x, 0)^2 (So et al., arXiv:2109.08668)."""
 
@@ -112,7 +135,9 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        self.conv_1 = Convolution(config.n_embd)
         self.attention = Attention(config)
+        self.conv_2 = Convolution(config.n_embd)
         self.feed_forward = nn.Sequential(
             nn.Linear(config.n_embd, 4 * config.n_embd, bias=False),
             ReLU2(),
@@ -121,8 +146,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, rotation, cache=None, past=0):
-        x = x + self.dropout(self.attention(norm(x), rotation, cache, past))
-        x = x + self.dropout(self.feed_forward(norm(x)))
+        heads, recent = cache or (None, (None, None))
+        x = x + self.dropout(self.attention(self.conv_1(norm(x), recent[0], past), rotation, heads, past))
+        x = x + self.dropout(self.feed_forward(self.conv_2(norm(x), recent[1], past)))
         return x
 
 
@@ -139,10 +165,10 @@ class GPT(nn.Module):
         self.initialize()
 
     def initialize(self):
-        """Weights that add to the stream start at 0 (Fixup, arXiv:1901.09321): each block begins as the identity."""
+        """Weights that add something start at 0 (Fixup, arXiv:1901.09321): each block begins as the identity."""
         for name, parameter in self.named_parameters():
             nn.init.normal_(parameter, std=0.02)
-            if name.endswith(("projection.weight", "feed_forward.2.weight")):
+            if name.endswith(("projection.weight", "feed_forward.2.weight", "conv_1.weight", "conv_2.weight")):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids, cache=None, past=0):
@@ -152,6 +178,11 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, rotation, None if cache is None else cache[i], past)  # (B, T, C)
         return self.head(norm(x))  # (B, T, V)
+
+    def new_cache(self, B):
+        """Room for each block's keys and values, (2, B, H, T, D), and its convolutions' last x, (2, B, 3, C)."""
+        H, T, C, new = self.config.n_head, self.config.block_size, self.config.n_embd, self.head.weight.new_empty
+        return [(new(2, B, H, T, C // H), new(2, B, 3, C)) for _ in self.blocks]
 
 
 @torch.inference_mode()
@@ -163,9 +194,7 @@ def generate(model, ids, max_new_tokens, **choice):
     """
     training = model.training
     model.eval()
-    B, block_size, n_head = len(ids), model.config.block_size, model.config.n_head
-    sizes = (model.config.n_layer, 2, B, n_head, block_size, model.config.n_embd // n_head)
-    cache = model.token_embedding.weight.new_empty(sizes)
+    block_size, cache = model.config.block_size, model.new_cache(len(ids))
     # ids: | left behind | the window: in the cache | not yet read |
     #      0           start                  start + past      length
     start, past = max(0, ids.shape[1] - block_size), 0

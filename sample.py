@@ -1,4 +1,4 @@
-"""Writes text from the checkpoint of any rung.
+"""Writes text from the run of any rung, with the weights whose validation loss was the lowest.
 
 python sample.py results/gpt --prompt "ROMEO:" --temperature 0.8 --top_k 40
 python sample.py results/pyg_free_gat --layers decay.py   # a run with a layer of your own, which decay.py adds
@@ -18,7 +18,7 @@ import multi_head
 import pyg_free_gat
 import single_head
 from data import CharTokenizer, UserError, choose_device
-from results import load_checkpoint, option, parse, run_main, sample_text
+from results import load_best, option, parse, run_main, sample_text
 from results.options import saved_options
 
 # What a checkpoint may name: nothing else is ever built or imported because a file says so.
@@ -57,7 +57,7 @@ def load(folder, device, layers=""):
         raise UserError(f"--layers {layers}: there is no such file")
     if layers:
         runpy.run_path(layers)
-    state = load_checkpoint(folder)
+    state = load_best(folder)
     try:
         if state["rung"] not in RUNGS:
             raise UserError(f"{folder}: a checkpoint of {state['rung']!r}, which is no rung of this ladder")

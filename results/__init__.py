@@ -1,5 +1,6 @@
 """What comes out: a script's flags, the record of a run, its checkpoints and its plots."""
 
+from .checkpoint import load_best as load_best
 from .checkpoint import load_checkpoint as load_checkpoint
 from .flags import Parser as Parser
 from .flags import option as option

@@ -8,22 +8,29 @@ import torch
 from data import UserError
 from data.files import write_atomically
 
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"  # the last step, and the weights with the lowest validation loss
 
-def save_checkpoint(folder, state):
-    """Keeps `state` in the folder's checkpoint.pt: as torch.save has it, and the sha256 of that at the end."""
+
+def save_checkpoint(folder, state, name=CHECKPOINT):
+    """Keeps `state` in a file of the folder: as torch.save has it, and the sha256 of that at the end."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    write_atomically(Path(folder) / "checkpoint.pt", content + hashlib.sha256(content).digest())
+    write_atomically(Path(folder) / name, content + hashlib.sha256(content).digest())
 
 
-def load_checkpoint(folder, rung=None):
+def load_best(folder):
+    """The state with the lowest validation loss, or that of the last step if none was measured. Raises UserError."""
+    return load_checkpoint(folder, name=BEST if (Path(folder) / BEST).is_file() else CHECKPOINT)
+
+
+def load_checkpoint(folder, rung=None, name=CHECKPOINT):
     """The state that `save_checkpoint` was given, on the CPU; nothing in the file is executed.
 
     Raises UserError if there is none, if a bit of it has changed, if it would take more memory than the file has bytes,
     or if it is of another rung than `rung`.
     """
-    path = Path(folder) / "checkpoint.pt"
+    path = Path(folder) / name
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a null character

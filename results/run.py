@@ -20,7 +20,7 @@ from data import UserError
 from data.files import write_atomically
 from data.processes import mean, rank, several, world_size
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import BEST, load_best, load_checkpoint, save_checkpoint
 from .flags import in_notebook
 from .options import rung_of
 from .sampling import sample_text
@@ -39,7 +39,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Run:
-    """Keeps config.json, metrics.csv, checkpoint.pt, loss.png and sample.txt in `config.out`.
+    """Keeps config.json, metrics.csv, checkpoint.pt, best.pt, loss.png and sample.txt in `config.out`.
 
     If a run is already there, it is moved aside. With `config.resume` it goes on instead: the model, the optimizers,
     `data` and every random generator are set to where they stopped. Raises UserError if the folder holds something
@@ -50,6 +50,7 @@ class Run:
         self.config, self.data, self.model, self.optimizers = config, data, model, optimizers
         self.path, self.inode = Path(config.out), None
         self.step, self.losses, self.interrupted = 0, [], False
+        self.best = math.inf  # the lowest validation loss so far
         self.device = torch.device(config.device)
         self.batch = config.batch_size * config.block_size * getattr(config, "grad_accum", 1)  # tokens of a step
         seconds, commands, metrics = self.restore() if config.resume else (0.0, [], COLUMNS + "\n")
@@ -145,7 +146,8 @@ class Run:
             with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
                 file.write(f"{step},{step * self.batch},{now - self.start:.2f},{train_loss:.6f},{val}\n")
         if val_loss is not None:
-            self.save()
+            self.save(best=val_loss < self.best)
+            self.best = min(self.best, val_loss)
         self.show(step, train_loss, val_loss)
         self.logged = step, time.perf_counter()
 
@@ -169,8 +171,11 @@ class Run:
         if val_loss is not None:
             print("" if live else line, flush=True)
 
-    def save(self):
-        """Writes a checkpoint, from which training goes on exactly. Raises FloatingPointError for a loss like NaN."""
+    def save(self, best=False):
+        """Writes a checkpoint, from which training goes on exactly; if it is the `best` so far, its weights to best.pt.
+
+        Raises FloatingPointError for a loss like NaN.
+        """
         if rank():
             return
         losses = [loss.item() for loss in self.losses]
@@ -189,6 +194,8 @@ class Run:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generators": {"batches": self.data.generator.get_state(), **generators(self.device)},
         }
+        if best:  # first, so that no checkpoint tells of a loss whose weights are not there
+            save_checkpoint(self.folder, {**state, "optimizers": []}, BEST)
         save_checkpoint(self.folder, state)
 
     def restore(self):
@@ -206,6 +213,8 @@ class Run:
         if not 0 <= self.step <= self.config.max_iters:  # equal: it may have stopped before its sample
             raise UserError(f"the run in {self.folder} has its {self.step} steps; a larger --max_iters goes on with it")
         self.losses = [torch.tensor(float(loss), device=self.device) for loss in state["losses"]]
+        evaluations = [row.split(",")[4] for row in state["metrics"].splitlines()[1:]]
+        self.best = min((float(loss) for loss in evaluations if loss), default=math.inf)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             groups = optimizer.state_dict()["param_groups"]  # the rates and betas of this run
@@ -223,7 +232,7 @@ class Run:
         return float(state["seconds"]), [*commands], state["metrics"]
 
     def finish(self, generate):
-        """Draws the loss curve and writes a page of text with the rung's `generate`.
+        """Draws the loss curve and writes a page of text with the rung's `generate`, from the best weights.
 
         Raises KeyboardInterrupt if Ctrl-C ended the training.
         """
@@ -232,9 +241,14 @@ class Run:
         if not rank():
             plot([self.folder], self.folder / "loss.png")
             sample = dict(max_new_tokens=SAMPLE_LENGTH, seed=self.config.seed, temperature=0.8)
+            best = load_best(self.folder)
+            if best["step"] < self.step:
+                self.model.load_state_dict(best["model"])
+                print(f"the text is by the weights of step {best['step']}, whose validation loss is the lowest: {BEST}")
             (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
             self.write("sample.txt", text)
-            print(f"{text}\n\n{self.folder}: config.json metrics.csv checkpoint.pt loss.png sample.txt", flush=True)
+            files = "config.json metrics.csv checkpoint.pt best.pt loss.png sample.txt"
+            print(f"{text}\n\n{self.folder}: {files}", flush=True)
         if self.interrupted:
             raise Interrupted
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from conftest import CACHED, GPTS, RUNGS, build, tiny_flags
+from torch.utils._pytree import tree_map
 
 import block
 import gpt
@@ -181,7 +182,7 @@ def test_cached_generation_is_uncached_generation_in_windows_of_half_to_whole(ru
 @pytest.mark.parametrize("prompt", [1, 5, 16])
 def test_cached_logits_equal_uncached_ones_at_every_position(rung, prompt):
     model, ids = trained(rung).eval(), torch.randint(65, (3, 16))
-    cache = torch.full((2, 2, 3, 2, 16, 8), torch.nan)  # what was not yet read is not to be touched
+    cache = tree_map(lambda room: room.fill_(torch.nan), model.new_cache(3))  # what was not yet read is not touched
     logits = [model(ids[:, :prompt], cache)]
     logits += [model(ids[:, t : t + 1], cache, past=t) for t in range(prompt, 16)]
     torch.testing.assert_close(torch.cat(logits, dim=1), model(ids), atol=1e-11, rtol=0)
@@ -248,7 +249,9 @@ def test_modern_gpt_equals_hugging_face_nanochat():
     theirs = transformers.NanoChatForCausalLM(config).double().eval()
     with torch.no_grad():
         for parameter in ours.parameters():
-            parameter.copy_(torch.randn_like(parameter) / math.sqrt(C))
+            parameter.copy_(
+                torch.randn_like(parameter) / math.sqrt(C) * (parameter.ndim == 2)
+            )  # it has no convolutions
         ours.token_embedding.weight.copy_(modern_gpt.norm(ours.token_embedding.weight))  # theirs does so at each call
         state = {"model.embed_tokens.weight": ours.token_embedding.weight, "lm_head.weight": ours.head.weight}
         for i, block in enumerate(ours.blocks):
@@ -269,7 +272,20 @@ def test_modern_gpt_equals_hugging_face_nanochat():
             layer.self_attn.scaling *= 2
         ids = torch.randint(65, (2, 48))
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=0)  # theirs rotates in float32
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert sum(p.numel() for p in ours.parameters() if p.ndim == 2) == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 9])
+def test_the_short_convolution_is_torchs(T):
+    torch.manual_seed(0)
+    ours, theirs = modern_gpt.Convolution(8), torch.nn.Conv1d(8, 8, 4, padding=3, groups=8, bias=False)
+    x = torch.randn(2, T, 8)
+    assert torch.equal(ours(x), x)  # it starts as the identity
+    torch.nn.init.normal_(ours.weight)
+    with torch.no_grad():  # torch's reads the oldest token first, and x_t itself last
+        theirs.weight.copy_(torch.cat((ours.weight.flip(0), torch.ones(1, 1, 8))).permute(2, 1, 0))
+    torch.testing.assert_close(ours(x), theirs(x.mT)[..., :T].mT, atol=1e-12, rtol=0)
 
 
 @pytest.mark.usefixtures("float64")

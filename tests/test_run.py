@@ -12,8 +12,10 @@ import pytest
 import torch
 from conftest import RUNGS, tiny_flags
 
+import bigram
 import sample
 from data import Dataset, UserError
+from results import load_best, sample_text
 from results.checkpoint import save_checkpoint
 from results.run import SAMPLE_LENGTH
 
@@ -106,6 +108,7 @@ def test_the_folder_of_a_run(train, tmp_path):
         "config.json",
         "metrics.csv",
         "checkpoint.pt",
+        "best.pt",
         "loss.png",
         "sample.txt",
     }
@@ -115,6 +118,24 @@ def test_the_folder_of_a_run(train, tmp_path):
     assert [row["step"] for row in metrics(folder)] == ["1", "2", "4"]
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert len((folder / "sample.txt").read_text(encoding="utf-8")) == 1 + SAMPLE_LENGTH
+
+
+@pytest.mark.parametrize("parts", [[8], [3, 8], [4, 8]], ids=str)
+def test_the_weights_with_the_lowest_validation_loss_are_kept(train, text_file, tmp_path, capsys, parts):
+    """The split that validates is unlike the one that trains, so that its loss rises after the first evaluation."""
+    text_file.write_text("ab" * 450 + "aabb" * 25, encoding="utf-8")
+    flags = {"eval_interval": 2, "learning_rate": 0.3}
+    for number, steps in enumerate(parts):
+        last = train("bigram", *["--resume"] * (number > 0), **flags, max_iters=steps)
+    losses = [float(row["val_loss"]) for row in metrics(tmp_path / "run") if row["val_loss"]]
+    assert losses == sorted(losses) and losses[0] < losses[-1]
+    assert "by the weights of step 2" in capsys.readouterr().out
+    best = load_best(tmp_path / "run")
+    assert best["step"] == 2 and last["step"] == 8 and not same(best["model"], last["model"])
+    _, model, tokenizer = sample.load(tmp_path / "run", "cpu")
+    assert same(model.state_dict(), best["model"])
+    (text,) = sample_text(model, bigram.generate, tokenizer, SAMPLE_LENGTH, temperature=0.8)
+    assert (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8") == text
 
 
 def test_a_run_that_was_stopped_after_its_last_step_writes_its_sample_on_resumption(train, tmp_path):
