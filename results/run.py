@@ -27,6 +27,7 @@ from .sampling import sample_text
 from .utilisation import peak_flops, training_flops
 
 SAMPLE_LENGTH = 1000  # characters that a run writes at its end
+SAVE_INTERVAL = 60  # seconds between checkpoints, at most
 LOG_INTERVAL = 10  # steps from one row of metrics.csv to the next; a row has the mean training loss since the last one
 COLUMNS = "step,tokens,seconds,train_loss,val_loss"  # the first line of metrics.csv
 
@@ -77,7 +78,7 @@ class Run:
             self.peak = peak_flops(self.device, getattr(torch, getattr(config, "dtype", "float32"))) * world_size()
             print(f"peak: {self.peak / 1e9:,.0f} GFLOP/s; a step: {self.flops / 1e9:,.1f} GFLOP", flush=True)
         self.first_step, self.begun = self.step, time.perf_counter()
-        self.start = self.begun - seconds
+        self.start, self.saved = self.begun - seconds, self.begun
         self.logged, self.pace = (self.step, self.begun), math.nan
 
     @property
@@ -119,6 +120,8 @@ class Run:
                     goes_on = "; --resume goes on from here" if step < self.config.max_iters else ""
                     print(f"\ninterrupted after step {step}{goes_on}", flush=True)
                     break
+                if time.perf_counter() - self.saved > SAVE_INTERVAL:
+                    self.save()
         finally:
             if catches:
                 signal.signal(signal.SIGINT, handler)
@@ -197,6 +200,7 @@ class Run:
         if best:  # first, so that no checkpoint tells of a loss whose weights are not there
             save_checkpoint(self.folder, {**state, "optimizers": []}, BEST)
         save_checkpoint(self.folder, state)
+        self.saved = time.perf_counter()
 
     def restore(self):
         """Sets everything to where the run stopped. Returns its seconds so far, its commands and its metrics.csv."""

@@ -83,6 +83,13 @@ def zero_init(model):
         nn.init.zeros_(block.feed_forward[2].weight)
 
 
+def convolutions(model):
+    for block in model.blocks:
+        for name in ("norm_1", "norm_2"):
+            convolution = modern_gpt.Convolution(model.config.n_embd)
+            setattr(block, name, nn.Sequential(getattr(block, name), convolution))
+
+
 def of_training(model):
     """Nothing of the model: see trainer()."""
 
@@ -94,6 +101,7 @@ IDEAS = {
     "+ ReLU²": relu2,
     "+ no biases": no_biases,
     "+ zero-initialised projections": zero_init,
+    "+ short convolutions": convolutions,
     "+ trapezoid": of_training,
     "+ sequence length warm-up": of_training,
 }

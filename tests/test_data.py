@@ -1,11 +1,13 @@
 import hashlib
 import http.client
 import io
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import data.dataset as dataset_module
 from data import CharTokenizer, Dataset, UserError, choose_device, choose_dtype, corpus, device
 
 
@@ -15,7 +17,7 @@ def dataset(path, block_size=16, batch_size=4, seed=1):
 
 
 def test_tokenizer_is_the_sorted_characters():
-    tokenizer = CharTokenizer.of("hello, wörld 🎭\n")
+    tokenizer = CharTokenizer.of(["hello, wörld", " 🎭\n"])
     assert tokenizer.alphabet == "".join(sorted(set("hello, wörld 🎭\n")))
     assert tokenizer.encode("hell🎭").tolist() == [tokenizer.alphabet.index(c) for c in "hell🎭"]
     assert tokenizer.decode(tokenizer.encode("röd 🎭")) == "röd 🎭"
@@ -24,6 +26,11 @@ def test_tokenizer_is_the_sorted_characters():
 def test_tokenizer_names_an_unknown_character():
     with pytest.raises(UserError, match="'z'.*'abc'"):
         CharTokenizer("abc").encode("abz")
+    with pytest.raises(UserError, match=r"U0010ffff'.*'abc'"):
+        CharTokenizer("abc").encode("a\U0010ffffb")
+    with pytest.raises(UserError) as error:
+        CharTokenizer("".join(map(chr, range(1000, 71_000)))).encode("z")
+    assert len(str(error.value)) < 500
 
 
 def test_batches_are_windows_of_the_training_split(text_file):
@@ -60,6 +67,32 @@ def test_ids_are_kept_in_a_byte_each(text_file, tmp_path):
     wide.write_text("".join(map(chr, range(1000, 2000))), encoding="utf-8")
     data = dataset(wide)
     assert data.tokenizer.decode(data.splits["train"]) == wide.read_text(encoding="utf-8")[:900]
+
+
+def test_a_long_text_is_read_in_pieces_and_takes_little_memory(tmp_path):
+    path, piece = tmp_path / "long.txt", "Thou art\r\nas 仁 as the 🎭\n"
+    path.write_text("\ufeff" + piece * 100_000, encoding="utf-8", newline="")  # characters lie across the pieces' ends
+    text = piece.replace("\r\n", "\n") * 100_000
+    data = dataset(path)
+    assert data.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert data.tokenizer.decode(torch.cat((data.splits["train"], data.splits["val"]))) == text
+    path.write_bytes(b"to be" * 2**20)
+    tracemalloc.start()
+    dataset(path)
+    _, peak = tracemalloc.get_traced_memory()  # of Python and numpy; torch's ids are a byte a character more
+    tracemalloc.stop()
+    assert peak < 1.2 * 5 * 2**20 + 3 * 10**7  # the text, and some pieces of a million characters
+
+
+def test_evaluations_in_between_are_over_an_even_part(text_file, monkeypatch):
+    data = dataset(text_file, block_size=16)
+    assert [x.shape for x, _ in data.windows("val", whole=False)] == [x.shape for x, _ in data.windows("val")]
+    monkeypatch.setattr(dataset_module, "PART", 160)
+    part = torch.cat([x for x, _ in data.windows("val", whole=False)])
+    whole = torch.cat([x for x, _ in data.windows("val") if x.shape[1] == 16])
+    assert part.shape == (10, 16) and len(whole) == 24
+    places = [next(i for i, row in enumerate(whole) if i >= n and torch.equal(row, x)) for n, x in enumerate(part)]
+    assert places[0] == 0 and places[-1] >= 20 and len({*places}) == 10
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,22 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept(train, text_file, 
     assert (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8") == text
 
 
+def test_a_checkpoint_is_written_when_one_is_due_in_time(train, tmp_path, monkeypatch):
+    draw, saved = Dataset.batch, []
+
+    def batch(self, split):
+        path = tmp_path / "run" / "checkpoint.pt"
+        saved.append(torch.load(path, weights_only=True)["step"] if path.exists() else None)
+        return draw(self, split)
+
+    monkeypatch.setattr(Dataset, "batch", batch)
+    monkeypatch.setattr("results.run.SAVE_INTERVAL", 0)
+    whole = train("bigram", max_iters=5, eval_interval=5)
+    assert saved == [None, 1, 2, 3, 4]
+    monkeypatch.setattr("results.run.SAVE_INTERVAL", 60)
+    assert same(train("bigram", out="seldom", max_iters=5, eval_interval=5)["model"], whole["model"])
+
+
 def test_a_run_that_was_stopped_after_its_last_step_writes_its_sample_on_resumption(train, tmp_path):
     state = train("gpt")
     sampled = tmp_path / "run" / "sample.txt"
