@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data import Dataset
+from data import Dataset, total
 from results import Flags, Run, option, parse_config, run_main, sample_token
 
 # ---------------------------------------------------------------- Config
@@ -134,7 +134,7 @@ def evaluate(model, data, whole=True):
         losses.append(loss_of(model, x, y, "sum"))
         count += y.numel()
     model.train()
-    return sum(loss.item() for loss in losses) / count
+    return total(sum(loss.item() for loss in losses)) / total(count)  # over the processes, each with its share
 
 
 def train(config, data, model):

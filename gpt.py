@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data import DTYPES, Dataset
+from data import DTYPES, Dataset, total
 from results import Flags, Run, option, parse_config, run_main, sample_token
 
 # ---------------------------------------------------------------- Config
@@ -174,7 +174,7 @@ def evaluate(model, data, whole=True):
         losses.append(loss_of(model, x, y, "sum"))
         count += y.numel()
     model.train()
-    return sum(loss.item() for loss in losses) / count
+    return total(sum(loss.item() for loss in losses)) / total(count)  # over the processes, each with its share
 
 
 def orthogonalize(M, dtype):
@@ -254,7 +254,8 @@ def train(config, data, model):
                 group["lr"] = learning_rate_at(step, config)
         model.zero_grad()
         loss = 0
-        for _ in range(config.grad_accum):
+        for i in range(config.grad_accum):
+            replica.require_backward_grad_sync = i == config.grad_accum - 1  # processes average once a step
             x, y = data.batch("train")  # (B, T), (B, T)
             part = loss_of(replica, x, y) / config.grad_accum
             part.backward()

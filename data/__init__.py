@@ -3,6 +3,7 @@
 from .dataset import Dataset
 from .device import DTYPES, choose_device, choose_dtype
 from .errors import UserError
+from .processes import total
 from .tokenizer import CharTokenizer
 
-__all__ = ["DTYPES", "CharTokenizer", "Dataset", "UserError", "choose_device", "choose_dtype"]
+__all__ = ["DTYPES", "CharTokenizer", "Dataset", "UserError", "choose_device", "choose_dtype", "total"]

@@ -53,7 +53,10 @@ class Dataset:
     def at(self, split, start):
         """The windows of a split that begin at `start` (B, 1): x, y."""
         ids = self.splits[split]
-        chunk = ids[start.to(self.device) + torch.arange(self.block_size + 1, device=self.device)].long()  # (B, T+1)
+        if self.device.type == "cuda":
+            start = start.pin_memory()  # so that the host does not wait while it is copied
+        start = start.to(self.device, non_blocking=True)
+        chunk = ids[start + torch.arange(self.block_size + 1, device=self.device)].long()  # (B, T+1)
         return chunk[:, :-1], chunk[:, 1:]
 
     def batch(self, split):
@@ -65,13 +68,14 @@ class Dataset:
     def windows(self, split, whole=True):
         """The split once, in order, in non-overlapping windows: batches of x, y; the last window is shorter.
 
-        Unless `whole`, a split of more than PART characters gives about as many, in windows that are evenly spread.
+        Unless `whole`, a split of more than PART characters gives about as many, in windows that are evenly spread. Of
+        several processes each has its share of the batches.
         """
         ids = self.splits[split]
         count, rest = divmod(len(ids) - 1, self.block_size)
         some = count if whole or len(ids) <= PART else max(1, PART // self.block_size)
-        for i in range(0, some, self.batch_size):
+        for i in range(rank() * self.batch_size, some, world_size() * self.batch_size):
             number = torch.arange(i, min(i + self.batch_size, some))
             yield self.at(split, number[:, None] * count // some * self.block_size)
-        if rest and some == count:
+        if rest and some == count and rank() == world_size() - 1:
             yield ids[None, -rest - 1 : -1].long(), ids[None, -rest:].long()

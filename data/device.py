@@ -6,6 +6,8 @@ from .errors import UserError
 from .processes import mean
 
 DTYPES = ("auto", "float32", "bfloat16")
+BUILT = torch.version.cuda or torch.version.hip  # AMD's GPUs are "cuda" too
+WITHOUT_CUDA = "" if BUILT else "; this torch is built without CUDA, pytorch.org/get-started has others"
 
 
 def choose_device(name="auto"):
@@ -19,13 +21,14 @@ def choose_device(name="auto"):
             return "cuda", "found"
         if torch.backends.mps.is_available():
             return "mps", "found, and no CUDA device"
-        return "cpu", "found no CUDA or MPS device"
+        return "cpu", f"found no CUDA or MPS device{WITHOUT_CUDA}"
     if name != "cpu":
         there = ["cpu"] + ["mps"] * torch.backends.mps.is_available()
         if torch.cuda.is_available():
             there += ["cuda"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         if name not in there:
-            raise UserError(f"--device {name}: not on this machine, which has {', '.join(there)}")
+            why = WITHOUT_CUDA if name.startswith("cuda") else ""
+            raise UserError(f"--device {name}: not on this machine, which has {', '.join(there)}{why}")
     return name, "as asked"
 
 

@@ -27,9 +27,15 @@ def world_size():
 def join(device):
     """Meets the processes that torchrun started, if it did, and gives the device of this one; only rank 0 prints on.
 
-    They speak over gloo, tensors on CUDA over nccl. Raises UserError where each cannot have a device.
+    They speak over gloo, tensors on CUDA over nccl. Raises UserError where each cannot have a device, or where the
+    processes were started by something else than torchrun and would train the same run over each other.
     """
-    if not (distributed.is_available() and distributed.is_torchelastic_launched()) or several():
+    if several():
+        return device
+    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+        for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+            if (number := os.environ.get(name, "1")) != "1":
+                raise UserError(f"{name}={number}: one of several processes; start them as torchrun --nproc_per_node N")
         return device
     local, kind = int(os.environ["LOCAL_RANK"]), device.split(":")[0]
     if kind == "mps":
@@ -39,19 +45,25 @@ def join(device):
             raise UserError(f"--nproc_per_node is more than the {torch.cuda.device_count()} CUDA devices here")
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    nccl = kind == "cuda" and distributed.is_nccl_available()  # which Windows lacks
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return device
 
 
-def mean(value):
-    """The mean of a number over the processes, which all wait for it."""
+def total(value):
+    """The sum of a number over the processes, which all wait for it."""
     if not several():
         return value
-    total = torch.tensor(value, dtype=torch.float64)
-    distributed.all_reduce(total)
-    return total.item() / world_size()
+    value = torch.tensor(value, dtype=torch.float64)
+    distributed.all_reduce(value)
+    return value.item()
+
+
+def mean(value):
+    """The mean of a number over the processes, which all wait for it."""
+    return total(value) / world_size()
 
 
 def leave():

@@ -11,12 +11,26 @@ from data.files import write_atomically
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"  # the last step, and the weights with the lowest validation loss
 
 
+class Hashed:
+    """A file that is written once, from its start to its end, and the sha256 of that."""
+
+    def __init__(self, file):
+        self.file, self.flush, self.sha256 = file, file.flush, hashlib.sha256()
+
+    def write(self, content):
+        self.sha256.update(content)
+        return self.file.write(content)
+
+
 def save_checkpoint(folder, state, name=CHECKPOINT):
-    """Keeps `state` in a file of the folder: as torch.save has it, and the sha256 of that at the end."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
-    write_atomically(Path(folder) / name, content + hashlib.sha256(content).digest())
+    """Keeps `state` in a file of the folder: as torch.save has it, then the sha256 of that. Raises OSError."""
+
+    def write(file):
+        hashed = Hashed(file)
+        torch.save(state, hashed)
+        file.write(hashed.sha256.digest())
+
+    write_atomically(Path(folder) / name, write)
 
 
 def load_best(folder):

@@ -6,6 +6,7 @@ import difflib
 import math
 import operator
 import re
+import signal
 import sys
 from dataclasses import MISSING, field, fields
 from pathlib import Path
@@ -41,29 +42,41 @@ def run_main(main):
     """Runs a script's main(). Ends with one line on stderr and exit code 2 if the user can mend what is wrong.
 
     What goes wrong on the way (a full disk, a loss that is not finite, another process that ends) is one line and exit
-    code 1. Ctrl-C is exit code 130. A notebook has no exit code: there the line is the cell's error.
+    code 1. Ctrl-C is exit code 130, SIGTERM 143. A notebook has no exit code: there the line is the cell's error.
     """
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no encoding to change
-        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character of the text
+        encoding = None if sys.stdout.isatty() else "utf-8"  # a file has every character, a terminal may lack some
+        sys.stdout.reconfigure(encoding=encoding, errors="replace")
     try:
         main()
-    except (UserError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or re.search("tried to allocate|calculation overflowed", str(error), re.I):
-            error = UserError("not enough memory; a smaller batch, context or model takes less")
-        elif several() and re.search("gloo|nccl", str(error), re.I):
-            error = OSError("another process has ended")
-        elif isinstance(error, RuntimeError):
+    except Exception as error:
+        line, code = line_of(error)
+        if not line:
             raise
         if in_notebook():
-            raise UserError(error) from None
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
+            raise UserError(line) from None
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        sys.exit(code)
+    except KeyboardInterrupt as stop:
         if in_notebook():
             raise
-        sys.exit(130)
+        sys.exit(128 + (stop.args or [signal.SIGINT])[0])
     finally:
         leave()
+
+
+def line_of(error):
+    """What there is to say of an error, and the exit code. Nothing if the error is a fault of the code."""
+    said = " ".join(str(error).splitlines())
+    if isinstance(error, MemoryError) or re.search("tried to allocate|calculation overflowed", said, re.I):
+        return "not enough memory; a smaller batch, context or model takes less", 2
+    if isinstance(error, UserError):
+        return said, 2
+    if isinstance(error, RuntimeError) and several() and re.search("gloo|nccl", said, re.I):
+        return f"another process has ended ({said})", 1
+    if isinstance(error, OSError) and error.filename:  # a file of the user's
+        return f"{error.filename}: {error.strerror}", 1
+    return said if isinstance(error, FloatingPointError | BrokenPipeError) else "", 1
 
 
 def parse(cls, argv=None):

@@ -17,7 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from data import UserError
-from data.files import write_atomically
+from data.files import lock, patiently, write_atomically
 from data.processes import mean, rank, several, world_size
 
 from .checkpoint import BEST, load_best, load_checkpoint, save_checkpoint
@@ -32,8 +32,12 @@ LOG_INTERVAL = 10  # steps from one row of metrics.csv to the next; a row has th
 COLUMNS = "step,tokens,seconds,train_loss,val_loss"  # the first line of metrics.csv
 
 
+# Each ends a training after the step that it is in, like Ctrl-C, which is SIGINT: a cluster's stop, a closed terminal.
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended the training, and everything is saved. In a notebook that is one line, as for UserError."""
+    """A signal ended the training: (its number,). All is saved. In a notebook that is one line, as for UserError."""
 
     def _render_traceback_(self):
         return ["KeyboardInterrupt"]
@@ -42,23 +46,31 @@ class Interrupted(KeyboardInterrupt):
 class Run:
     """Keeps config.json, metrics.csv, checkpoint.pt, best.pt, loss.png and sample.txt in `config.out`.
 
-    If a run is already there, it is moved aside. With `config.resume` it goes on instead: the model, the optimizers,
-    `data` and every random generator are set to where they stopped. Raises UserError if the folder holds something
-    else, or a damaged run. Of several processes only the first writes.
+    If a run is already there, it is moved aside, unless it is training. With `config.resume` it goes on instead: the
+    model, the optimizers, `data` and every random generator are set to where they stopped. Raises UserError if the
+    folder holds something else, a damaged run, or one that is training. Of several processes only the first writes.
     """
 
     def __init__(self, config, data, model, *optimizers):
         self.config, self.data, self.model, self.optimizers = config, data, model, optimizers
-        self.path, self.inode = Path(config.out), None
-        self.step, self.losses, self.interrupted = 0, [], False
+        self.folder, self.lock = Path(config.out), None
+        self.step, self.losses, self.interrupted = 0, [], 0
         self.best = math.inf  # the lowest validation loss so far
         self.device = torch.device(config.device)
         self.batch = config.batch_size * config.block_size * getattr(config, "grad_accum", 1)  # tokens of a step
-        seconds, commands, metrics = self.restore() if config.resume else (0.0, [], COLUMNS + "\n")
         if not rank():
             if not config.resume:
                 make_room(self.folder)
-            self.inode = self.folder.stat().st_ino
+            self.lock = hold(self.folder)  # until training ends
+        try:
+            self.begin(*self.restore() if config.resume else (0.0, [], COLUMNS + "\n"))
+        except BaseException:
+            self.release()
+            raise
+
+    def begin(self, seconds, commands, metrics):
+        """Writes what a run has before its first step. It has trained for `seconds` so far, by `commands`."""
+        config, data, model = self.config, self.data, self.model
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{rung_of(type(config))}: {parameters:,} parameters, results in {self.folder}", flush=True)
         about = {
@@ -71,26 +83,22 @@ class Run:
             "machine": machine(self.device) + f", {world_size()} processes" * several(),
         }
         self.write("config.json", json.dumps(about, indent=2) + "\n")
+        self.metrics, self.patience = metrics, None
         self.write("metrics.csv", metrics)
+        self.written = len(metrics)
         if config.mfu:
-            x, _ = next(data.windows("val"))
-            self.flops = training_flops(model, x[:1]) * self.batch  # of a step
+            x, _ = data.at("val", torch.zeros(1, 1, dtype=torch.long))
+            self.flops = training_flops(model, x) * self.batch  # of a step
             self.peak = peak_flops(self.device, getattr(torch, getattr(config, "dtype", "float32"))) * world_size()
             print(f"peak: {self.peak / 1e9:,.0f} GFLOP/s; a step: {self.flops / 1e9:,.1f} GFLOP", flush=True)
         self.first_step, self.begun = self.step, time.perf_counter()
         self.start, self.saved = self.begun - seconds, self.begun
         self.logged, self.pace = (self.step, self.begun), math.nan
 
-    @property
-    def folder(self):
-        """Where the run is now. Another one with the same `config.out` may have moved it aside. Raises OSError."""
-        if self.inode and self.path.stat().st_ino != self.inode:
-            siblings = self.path.resolve().parent.iterdir()
-            self.path = next((path for path in siblings if path.stat().st_ino == self.inode), None)
-            if not self.path:
-                raise OSError(f"{self.config.out}: another run has taken the place of this one")
-            print(f"\nanother run has moved this one to {self.path}", flush=True)
-        return self.path
+    def release(self):
+        """Lets others have the folder."""
+        if self.lock:
+            self.lock.close()
 
     def replicate(self, model):
         """`model` itself, or if there are several processes a replica that averages the gradients over them."""
@@ -101,21 +109,33 @@ class Run:
         return replica
 
     def steps(self):
-        """Yields the steps that are left, up to max_iters. After Ctrl-C the current step is the last."""
+        """Yields the steps that are left, up to max_iters. After a signal like Ctrl-C the current step is the last.
 
-        def interrupt(*_):
-            signal.signal(signal.SIGINT, handler)  # a second Ctrl-C does not wait
-            self.interrupted = True
+        Several processes ask each other every LOG_INTERVAL steps, since they wait for the answers.
+        """
 
-        catches = threading.current_thread() is threading.main_thread()  # Python lets no other thread catch signals
-        handler = signal.signal(signal.SIGINT, interrupt) if catches else None
+        def interrupt(number, _):
+            restore()  # a second signal does not wait
+            self.interrupted = number
+
+        def restore():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+        # Python lets no other thread catch signals. Those that are ignored stay so, like SIGHUP under nohup.
+        catches = threading.current_thread() is threading.main_thread()
+        handlers = {number: signal.getsignal(number) for number in STOPS if catches}
+        handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
         try:
+            for number in handlers:
+                signal.signal(number, interrupt)
             for step in range(self.step + 1, self.config.max_iters + 1):
                 if rank():  # each process draws its own dropout, and draws it again in a resumed run
                     torch.manual_seed(self.config.seed + 2**20 * step + rank())
                 yield step
-                if mean(self.interrupted) > 0:  # any process was interrupted
-                    self.interrupted = True  # only ever set: a signal that comes while mean() waits is not lost
+                ask = not several() or step % LOG_INTERVAL == 0 or step == self.config.max_iters
+                if ask and mean(self.interrupted) > 0:  # any process was interrupted
+                    self.interrupted = self.interrupted or signal.SIGINT  # one that came while mean() waited stays
                     self.save()
                     goes_on = "; --resume goes on from here" if step < self.config.max_iters else ""
                     print(f"\ninterrupted after step {step}{goes_on}", flush=True)
@@ -123,8 +143,8 @@ class Run:
                 if time.perf_counter() - self.saved > SAVE_INTERVAL:
                     self.save()
         finally:
-            if catches:
-                signal.signal(signal.SIGINT, handler)
+            restore()
+            self.release()
 
     def log(self, step, loss, val_loss=None):
         """Records a step's training loss (a scalar tensor). Given a validation loss in nats, saves a checkpoint too.
@@ -144,15 +164,31 @@ class Run:
             if value is not None and not math.isfinite(value):
                 rate = self.optimizers[0].param_groups[0]["lr"]
                 raise FloatingPointError(f"the {name} is {value} at step {step} with learning rate {rate:.3g}")
-        if not rank():
-            val = "" if val_loss is None else f"{val_loss:.6f}"
-            with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
-                file.write(f"{step},{step * self.batch},{now - self.start:.2f},{train_loss:.6f},{val}\n")
+        val = "" if val_loss is None else f"{val_loss:.6f}"
+        self.metrics += f"{step},{step * self.batch},{now - self.start:.2f},{train_loss:.6f},{val}\n"
+        self.append()
         if val_loss is not None:
             self.save(best=val_loss < self.best)
             self.best = min(self.best, val_loss)
         self.show(step, train_loss, val_loss)
         self.logged = step, time.perf_counter()
+
+    def append(self):
+        """Adds to metrics.csv what it lacks. If the file cannot be written now, that is said once and done later."""
+
+        def write():
+            with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
+                file.write(self.metrics[self.written :])
+
+        if rank():
+            return
+        try:
+            patiently(write, self.patience)
+            self.written, self.patience = len(self.metrics), None
+        except PermissionError as error:
+            if self.patience is None:
+                print(f"\n{error.filename}: {error.strerror}; its rows are kept for later", flush=True)
+            self.patience = 0
 
     def show(self, step, train_loss, val_loss):
         """Writes one live line on a terminal or in a notebook. An evaluation's line stays, and a new one begins.
@@ -191,16 +227,21 @@ class Run:
             "config": asdict(self.config),
             "alphabet": self.data.tokenizer.alphabet,
             "corpus_sha256": self.data.sha256,
-            "metrics": (self.folder / "metrics.csv").read_text(encoding="utf-8"),
+            "metrics": self.metrics,
             "losses": losses,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generators": {"batches": self.data.generator.get_state(), **generators(self.device)},
         }
-        if best:  # first, so that no checkpoint tells of a loss whose weights are not there
-            save_checkpoint(self.folder, {**state, "optimizers": []}, BEST)
-        save_checkpoint(self.folder, state)
         self.saved = time.perf_counter()
+        try:
+            if best:  # first, so that no checkpoint tells of a loss whose weights are not there
+                save_checkpoint(self.folder, {**state, "optimizers": []}, BEST)
+            save_checkpoint(self.folder, state)
+        except PermissionError as error:
+            if self.interrupted or self.step == self.config.max_iters:
+                raise
+            print(f"\n{error.filename}: {error.strerror}; training goes on", flush=True)
 
     def restore(self):
         """Sets everything to where the run stopped. Returns its seconds so far, its commands and its metrics.csv."""
@@ -238,11 +279,12 @@ class Run:
     def finish(self, generate):
         """Draws the loss curve and writes a page of text with the rung's `generate`, from the best weights.
 
-        Raises KeyboardInterrupt if Ctrl-C ended the training.
+        Raises KeyboardInterrupt if a signal ended the training; only after Ctrl-C is there time for picture and text.
         """
         from .plot import plot  # here, so that `python -m results.plot` does not find itself imported already
 
-        if not rank():
+        if not rank() and self.interrupted in (0, signal.SIGINT):
+            self.append()
             plot([self.folder], self.folder / "loss.png")
             sample = dict(max_new_tokens=SAMPLE_LENGTH, seed=self.config.seed, temperature=0.8)
             best = load_best(self.folder)
@@ -254,7 +296,7 @@ class Run:
             files = "config.json metrics.csv checkpoint.pt best.pt loss.png sample.txt"
             print(f"{text}\n\n{self.folder}: {files}", flush=True)
         if self.interrupted:
-            raise Interrupted
+            raise Interrupted(self.interrupted)
 
     def write(self, name, text):
         if not rank():
@@ -269,6 +311,14 @@ def generators(device):
     return states
 
 
+def hold(folder):
+    """The open lock of a run's folder. Raises UserError if another run trains in it."""
+    try:
+        return lock(folder / "lock")
+    except BlockingIOError:
+        raise UserError(f"--out {folder}: a run is training there; stop it, or name another folder") from None
+
+
 def make_room(folder):
     """Makes the folder. If a run is there, its folder gets the time added to its name: gpt-2026-11-22-143005."""
     try:
@@ -277,6 +327,7 @@ def make_room(folder):
             config = folder / "config.json"
             if not config.is_file() or '"rung"' not in config.read_text(encoding="utf-8"):
                 raise UserError(f"--out {folder}: there is something else than a run here; name another folder")
+            hold(folder).close()
             aside = folder.with_name(f"{folder.name}-{datetime.now():%Y-%m-%d-%H%M%S}")
             folder.rename(aside)
             print(f"the run in {folder} is now in {aside}", flush=True)

@@ -11,6 +11,7 @@ import torch
 from conftest import GPTS, tiny_flags
 
 from data import UserError, processes
+from results.plot import read
 
 ROOT = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX alone has these signals")
@@ -20,6 +21,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="POSIX alone has these sig
 SCRIPT = """
 import importlib, os, signal, sys
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from data import Dataset
 from data.processes import rank
 from results import Run, run_main
@@ -28,7 +30,26 @@ finish, draw, drawn = Run.finish, Dataset.batch, []
 
 def keep(self, generate):
     torch.save(self.model.state_dict(), self.folder / f"rank{rank()}.pt")
+    print("reductions:", len(reductions), "windows:", windows)
     finish(self, generate)
+
+def count(state, bucket):
+    reductions.append(bucket)
+    return default_hooks.allreduce_hook(state, bucket)
+
+def replicate(self, model):
+    replica = replicate_model(self, model)
+    replica.register_comm_hook(None, count)
+    return replica
+
+def give(self, split, whole=True):
+    for x, y in give_windows(self, split, whole):
+        windows[rank()] += len(x)
+        yield x, y
+
+windows = [0, 0]
+Dataset.windows, give_windows = give, Dataset.windows
+reductions, replicate_model, Run.replicate = [], Run.replicate, replicate
 
 def batch(self, split):
     drawn.append(split)
@@ -81,6 +102,16 @@ def test_two_processes_train_as_one(train, torchrun, tmp_path):
     first, second = (weights(tmp_path / "two" / f"rank{rank}.pt") for rank in (0, 1))
     assert distance(first, second) == 0 and distance(first, weights(tmp_path / "two" / "checkpoint.pt")) == 0
     assert distance(first, one) < 1e-5
+    losses = [read(tmp_path / out)["val_loss"][-1] for out in ("two", "one")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert "windows: [24, 0]" in printed  # the first process had half of 2 evaluations over 24 windows and a bit
+
+
+def test_with_several_batches_a_step_gradients_are_averaged_once(torchrun):
+    for accum in (1, 3):
+        process = torchrun("gpt", f"accum{accum}", grad_accum=accum)
+        printed, errors = process.communicate(timeout=120)
+        assert "reductions: 10 " in printed, errors  # one bucket in each of 10 steps
 
 
 @posix
@@ -105,7 +136,7 @@ def test_a_process_that_dies_ends_the_other(torchrun):
     process = torchrun("gpt", "run", environment={"DIE": "1"}, max_iters=10**6)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "SIGKILL" in errors
-    assert "script.py: another process has ended\n" in errors
+    assert "script.py: another process has ended (" in errors and "gloo" in errors  # and its own words
 
 
 def test_processes_must_be_able_to_share_a_batch(torchrun):
@@ -121,6 +152,13 @@ def test_processes_that_cannot_have_a_device_each(monkeypatch, device, devices):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     with pytest.raises(UserError, match="of one process alone|more than the 1 CUDA devices"):
         processes.join(device)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_that_torchrun_did_not_start_do_not_train_over_each_other(monkeypatch, name):
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(UserError, match=f"{name}=4.*torchrun"):
+        processes.join("cpu")
 
 
 @pytest.mark.parametrize("rung", GPTS)

@@ -15,7 +15,7 @@ from conftest import RUNGS, tiny_flags
 import bigram
 import sample
 from data import Dataset, UserError
-from results import load_best, sample_text
+from results import load_best, load_checkpoint, sample_text
 from results.checkpoint import save_checkpoint
 from results.run import SAMPLE_LENGTH
 
@@ -56,7 +56,7 @@ def test_ctrl_c_that_comes_while_the_processes_compare_is_not_lost(train, tmp_pa
     asked = []
 
     def mean(value):
-        if value is False and not asked:
+        if value == 0 and not asked:
             asked.append(value)
             signal.raise_signal(signal.SIGINT)
         return value
@@ -109,6 +109,7 @@ def test_the_folder_of_a_run(train, tmp_path):
         "metrics.csv",
         "checkpoint.pt",
         "best.pt",
+        "lock",
         "loss.png",
         "sample.txt",
     }
@@ -171,25 +172,25 @@ def test_a_former_run_is_moved_aside_whole(train, tmp_path):
     assert (aside / "checkpoint.pt").read_bytes() == first != (tmp_path / "run" / "checkpoint.pt").read_bytes()
 
 
-def test_a_run_that_another_moves_aside_goes_on_where_it_then_is(train, tmp_path, monkeypatch):
-    draw, drawn = Dataset.batch, []
+@pytest.mark.parametrize("flags", [[], ["--resume"]], ids=["anew", "resumed"])
+def test_a_folder_in_which_a_run_trains_is_refused_to_others(train, tmp_path, monkeypatch, flags):
+    draw, refused = Dataset.batch, []
 
     def batch(self, split):
-        drawn.append(split)
-        if len(drawn) == 3:
-            train("bigram", seed=2)
+        if (tmp_path / "run" / "checkpoint.pt").exists() and not refused:
+            refused.append(True)
+            with pytest.raises(UserError, match="a run is training there"):
+                train("bigram", *flags, max_iters=8)
         return draw(self, split)
 
     with monkeypatch.context() as patch:
         patch.setattr(Dataset, "batch", batch)
-        train("bigram", seed=1)
-    (aside,) = tmp_path.glob("run-*")
-    for seed, folder in ((1, aside), (2, tmp_path / "run")):
-        alone = train("bigram", out=f"alone{seed}", seed=seed)
-        assert same(torch.load(folder / "checkpoint.pt", weights_only=True)["model"], alone["model"])
-        assert metrics(folder) == metrics(tmp_path / f"alone{seed}")
-        assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]["seed"] == seed
-        assert (folder / "sample.txt").exists()
+        state = train("bigram", max_iters=8)
+    assert refused and [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
+    assert same(train("bigram", out="alone", max_iters=8)["model"], state["model"])
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "alone")
+    train("bigram", seed=2)  # it has ended, so it can be moved aside
+    assert len([*tmp_path.glob("run-*")]) == 1
 
 
 def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):
@@ -245,6 +246,29 @@ def read_or_end(terminal):
         return os.read(terminal, 4096)
     except OSError:  # how Linux says that the other side has closed
         return b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_clusters_stop_and_a_closed_terminal_save_the_run(text_file, tmp_path, number, ignored):
+    """Unless the signal is ignored, as SIGHUP is under nohup."""
+    out = tmp_path / "run"
+    command = [sys.executable, "bigram.py", f"--data={text_file}", f"--out={out}", "--device=cpu", "--max_iters=500"]
+    former = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)  # which a child inherits
+    process = subprocess.Popen([*command, "--eval_interval=100"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    signal.signal(number, former)
+    for line in process.stdout:
+        if line.startswith("step"):
+            os.kill(process.pid, number)
+            break
+    rest, _ = process.communicate(timeout=60)
+    state = load_checkpoint(out)
+    if ignored:
+        assert process.returncode == 0 and state["step"] == 500
+    else:
+        assert process.returncode == 128 + number and "--resume goes on" in rest and 100 <= state["step"] < 500
+        assert not (out / "sample.txt").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise")

@@ -1,6 +1,7 @@
 """What must not lose work, show a traceback or run anything: kills, full disks, strangers' files, wild options."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import random
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import zipfile
 from hashlib import sha256
@@ -25,9 +27,10 @@ from test_run import interrupt_at, metrics, same
 
 import gpt
 import sample
-from data import UserError
-from results import load_checkpoint, parse_config, plot
+from data import UserError, files
+from results import load_checkpoint, parse_config, plot, run_main
 from results.checkpoint import save_checkpoint
+from studies.measure import resident
 
 ROOT = Path(__file__).parents[1]
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX alone has these signals and limits")
@@ -134,6 +137,114 @@ def test_a_loss_that_is_not_finite_is_exit_code_1(start, text_file, tmp_path):
     assert "loss is" in message and "at step" in message and "learning rate" in message
     path = tmp_path / "run" / "checkpoint.pt"
     assert not path.exists() or all(w.isfinite().all() for w in load_checkpoint(tmp_path / "run")["model"].values())
+
+
+# ---------------------------------------------------------------- Files that somebody else has open, as on Windows
+
+
+def denied(path, *_, **__):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_a_file_that_is_open_elsewhere_is_tried_again(tmp_path, monkeypatch):
+    answers, replace = [denied, denied, os.replace], os.replace
+    monkeypatch.setattr(files.os, "replace", lambda *paths: answers.pop(0)(*paths))
+    files.write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content" and not answers
+    monkeypatch.setattr(files, "PATIENCE", 0)
+    monkeypatch.setattr(files.os, "replace", denied)
+    with pytest.raises(PermissionError, match="not written, the former one stands"):
+        files.write_atomically(tmp_path / "file", b"other")
+    monkeypatch.setattr(files.os, "replace", replace)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_that_cannot_be_replaced_for_a_while_ends_no_run(train, tmp_path, monkeypatch, capsys):
+    replace, tried = os.replace, []
+
+    def sometimes(part, path):
+        if path.name == "checkpoint.pt":
+            tried.append(path)
+            if len(tried) == 2:
+                denied(path)
+        replace(part, path)
+
+    monkeypatch.setattr(files, "PATIENCE", 0)
+    monkeypatch.setattr(files.os, "replace", sometimes)
+    assert train("gpt", max_iters=8)["step"] == 8
+    assert "the former one stands: Permission denied; training goes on" in capsys.readouterr().out
+
+
+def test_rows_wait_while_metrics_csv_is_open_elsewhere(train, tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def sometimes(path, mode, **how):
+        if path.name == "metrics.csv":
+            tried.append(path)
+            if 2 <= len(tried) <= 3:
+                denied(path)
+        return open(path, mode, **how)
+
+    monkeypatch.setattr(files, "PATIENCE", 0)
+    monkeypatch.setattr("results.run.open", sometimes, raising=False)
+    train("bigram", out="busy", max_iters=8)
+    assert capsys.readouterr().out.count("its rows are kept for later") == 1
+    train("bigram", out="free", max_iters=8)
+    assert metrics(tmp_path / "busy") == metrics(tmp_path / "free")
+
+
+def test_a_folder_that_cannot_be_synced_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "open", denied)
+    files.write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells the peak")
+def test_saving_takes_no_second_copy_in_memory(tmp_path):
+    state = {"model": {"weight": torch.ones(2**24)}}  # 64 MB
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    before = resident("VmRSS")
+    save_checkpoint(tmp_path, {**state, "rung": "gpt"})
+    assert resident("VmHWM") - before < 2**25
+    assert torch.equal(load_checkpoint(tmp_path)["model"]["weight"], state["model"]["weight"])
+
+
+# ---------------------------------------------------------------- What is said
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (UserError("what is wrong"), "what is wrong", 2),
+        (PermissionError(errno.EACCES, "Permission denied", "my.csv"), "my.csv: Permission denied", 1),
+        (FloatingPointError("the loss is nan"), "the loss is nan", 1),
+        (MemoryError(), "not enough memory", 2),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe", 1),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(capsys, error, line, code):
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: fail(error))
+    printed = capsys.readouterr().err
+    assert end.value.code == code and line in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [OSError("a fault"), OSError(errno.EBADF, "Bad file"), RuntimeError("gloo")])
+def test_a_fault_of_the_code_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as raised:
+        run_main(lambda: fail(error))
+    assert raised.value is error
+
+
+def test_what_goes_to_a_file_is_utf8_whatever_the_system_would_write():
+    script = "from results import run_main; run_main(lambda: print('你好'))"
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
+    assert done.stdout.decode("utf-8").strip() == "你好"
 
 
 # ---------------------------------------------------------------- Resumption
