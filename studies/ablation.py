@@ -83,15 +83,8 @@ def zero_init(model):
         nn.init.zeros_(block.feed_forward[2].weight)
 
 
-def convolutions(model):
-    for block in model.blocks:
-        for name in ("norm_1", "norm_2"):
-            convolution = modern_gpt.Convolution(model.config.n_embd)
-            setattr(block, name, nn.Sequential(getattr(block, name), convolution))
-
-
-def of_training(model):
-    """Nothing of the model: see trainer()."""
+def as_it_is(model):
+    """Changes nothing: the idea is one of training, see trainer(), or is there already."""
 
 
 IDEAS = {
@@ -101,10 +94,21 @@ IDEAS = {
     "+ ReLU²": relu2,
     "+ no biases": no_biases,
     "+ zero-initialised projections": zero_init,
-    "+ short convolutions": convolutions,
-    "+ trapezoid": of_training,
-    "+ sequence length warm-up": of_training,
+    "+ trapezoid": as_it_is,
+    "+ sequence length warm-up": as_it_is,
 }
+
+
+class Same(nn.Module):
+    """In place of a short convolution."""
+
+    def forward(self, x, cache=None, past=0):
+        return x
+
+
+def no_convolutions(model):
+    for block in model.blocks:
+        block.conv_1, block.conv_2 = Same(), Same()
 
 
 class Softcap(nn.Module):
@@ -116,8 +120,13 @@ def softcap(model):
     model.head = nn.Sequential(model.head, Softcap())
 
 
-EXTRAS = {"+ logits capped, 15 tanh(x / 15); left out": softcap}
-ROWS = ["gpt.py", *IDEAS, "+ untied head: modern_gpt.py", *EXTRAS]
+# What modern_gpt.py's own model is given or loses: the last ideas, and things tried on top of them.
+OF_MODERN = {
+    "+ untied head": no_convolutions,
+    "+ short convolutions: modern_gpt.py": as_it_is,
+    "+ logits capped, 15 tanh(x / 15); left out": softcap,
+}
+ROWS = ["gpt.py", *IDEAS, *OF_MODERN]
 
 
 def build(row, config, vocab_size):
@@ -128,8 +137,7 @@ def build(row, config, vocab_size):
             idea(model)
     else:
         model = modern_gpt.GPT(config, vocab_size)
-        if row in EXTRAS:
-            EXTRAS[row](model)
+        OF_MODERN[row](model)
     return model
 
 
