@@ -94,7 +94,7 @@ def read_text(path=""):
                     print(f"data: reading {path}, {os.fstat(file.fileno()).st_size / 1e6:,.0f} MB", flush=True)
                     due = math.inf
     except UnicodeDecodeError as error:
-        raise UserError(f"--data {path}: not UTF-8 text ({error.reason}, after {characters:,} characters)") from None
+        raise UserError(f"--data {path}: not UTF-8 text ({error.reason}, after the first {characters:,} characters)") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise UserError(f"--data {path}: {getattr(error, 'strerror', error)}") from None
     if not characters:
