@@ -116,7 +116,7 @@ def main(argv=None):
     if data.vocab_size**2 <= len(data.splits["train"]):
         print(f"counting pairs, and 1 more of each, reaches {counted_loss(data):.4f}, which training comes close to")
     else:
-        print("pairs are not counted: there are more of them than characters to count in")
+        print("pairs are not counted: more pairs are possible than the text has characters")
     train(config, data, model)
 
 

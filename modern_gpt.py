@@ -76,7 +76,7 @@ class Convolution(nn.Module):
     """x_t + w_1 x_(t-1) + w_2 x_(t-2) + w_3 x_(t-3), each channel by itself. Takes and returns (B, T, C).
 
     So a token knows its neighbours before it attends or computes (Canon layers, Allen-Zhu 2025, "Physics of Language
-    Models: Part 4.1"). A cache (B, 3, C) keeps the last three x of those `past`.
+    Models: Part 4.1"). A cache (B, 3, C) keeps the last three x; `past` is how many tokens came before.
     """
 
     def __init__(self, n_embd):
@@ -276,7 +276,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(config, model):
-    """Muon has the hidden matrices, AdamW what is left: embeddings, head, biases and gains."""
+    """Muon has the hidden matrices, AdamW the rest: embeddings, the head, and whatever is no matrix."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]

@@ -396,7 +396,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(config, model):
-    """Muon has the hidden matrices, AdamW what is left: embeddings, head, biases and gains."""
+    """Muon has the hidden matrices, AdamW the rest: embeddings, the head, and whatever is no matrix."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]

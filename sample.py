@@ -66,10 +66,12 @@ def load(folder, device, layers=""):
         if layer and layer not in module.LAYERS:
             raise UserError(f"{folder}: its layer {layer!r} is unknown; --layers FILE runs the file that adds it")
         tokenizer = CharTokenizer(state["alphabet"])
+        if not len(tokenizer):
+            raise ValueError
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims
             model = build(module.Config(**saved_options(module.Config, state, folder)), len(tokenizer))
         model.load_state_dict(state["model"], assign=True)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: a damaged checkpoint ({type(error).__name__})") from None
     return module, model.to(device), tokenizer
 

@@ -87,18 +87,25 @@ def read_text(path=""):
     characters, due = 0, time.perf_counter() + 1
     try:
         with open(path, encoding="utf-8-sig") as file:
-            while text := file.read(2**20):
+            while text := read_piece(file):
                 characters += len(text)
                 yield text
                 if time.perf_counter() > due:
                     print(f"data: reading {path}, {os.fstat(file.fileno()).st_size / 1e6:,.0f} MB", flush=True)
                     due = math.inf
-    except UnicodeDecodeError as error:
-        raise UserError(f"--data {path}: not UTF-8 text ({error.reason}, after the first {characters:,} characters)") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise UserError(f"--data {path}: {getattr(error, 'strerror', error)}") from None
     if not characters:
         raise UserError(f"--data {path}: the file is empty")
+
+
+def read_piece(file):
+    """The next million characters of a text file. Raises UserError that says where they are not UTF-8."""
+    try:
+        return file.read(2**20)
+    except UnicodeDecodeError as error:
+        byte = file.buffer.tell() - len(error.object) + error.start
+        raise UserError(f"--data {file.name}: not UTF-8 text (byte {byte:,}: {error.reason})") from None
 
 
 def tinyshakespeare():

@@ -7,7 +7,7 @@ from .errors import UserError
 from .processes import rank, world_size
 from .tokenizer import CharTokenizer
 
-PART = 2**20  # characters that an evaluation is over at most, but for the one after the last step
+PART = 2**20  # an evaluation is over at most so many characters, except after the last step
 
 
 class Dataset:

@@ -3,7 +3,7 @@ import time
 import torch
 
 from .errors import UserError
-from .processes import mean
+from .processes import mean, total
 
 DTYPES = ("auto", "float32", "bfloat16")
 BUILT = torch.version.cuda or torch.version.hip  # AMD's GPUs are "cuda" too
@@ -44,7 +44,8 @@ def choose_dtype(name, device):
         return "bfloat16" if major >= 8 else "float32", f"compute capability {major}.{minor}"
     if device == "cpu":
         amx = torch.cpu._is_amx_tile_supported()
-        if not amx and not torch.cpu._is_avx512_bf16_supported():  # emulated, up to 600 times slower
+        lacking = not amx and not torch.cpu._is_avx512_bf16_supported()
+        if total(lacking):  # emulated, up to 600 times slower; of several processes, none takes it then
             return "float32", "the CPU has neither AMX nor AVX512-BF16"
         # Some CPUs have the instructions and are slower in them. Processes take their mean, so that they agree.
         ratio = mean(bfloat16_speed())

@@ -12,7 +12,7 @@ class CharTokenizer:
     def __init__(self, alphabet):
         self.alphabet = alphabet
         codes = codepoints(alphabet)
-        self.table = np.full(codes.max(initial=0) + 2, -1, dtype=np.int32)  # id of each codepoint; last, of all above
+        self.table = np.full(codes.max(initial=0) + 2, -1, dtype=np.int32)  # id of a codepoint; last, of all above
         self.table[codes] = np.arange(len(codes))
 
     @classmethod

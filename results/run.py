@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import shlex
 import shutil
@@ -32,7 +33,7 @@ LOG_INTERVAL = 10  # steps from one row of metrics.csv to the next; a row has th
 COLUMNS = "step,tokens,seconds,train_loss,val_loss"  # the first line of metrics.csv
 
 
-# Each ends a training after the step that it is in, like Ctrl-C, which is SIGINT: a cluster's stop, a closed terminal.
+# The signals that end training after the current step: Ctrl-C, a cluster's stop, a closed terminal.
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -44,7 +45,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Run:
-    """Keeps config.json, metrics.csv, checkpoint.pt, best.pt, loss.png and sample.txt in `config.out`.
+    """Keeps config.json, metrics.csv, checkpoint.pt, best.pt, lock, loss.png and sample.txt in `config.out`.
 
     If a run is already there, it is moved aside, unless it is training. With `config.resume` it goes on instead: the
     model, the optimizers, `data` and every random generator are set to where they stopped. Raises UserError if the
@@ -115,7 +116,10 @@ class Run:
         """
 
         def interrupt(number, _):
-            restore()  # a second signal does not wait
+            if number == signal.SIGINT:
+                signal.signal(number, handlers[number])  # a second Ctrl-C does not wait
+            elif number != signal.SIGTERM:  # the terminal is gone, and writing to it would fail
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")
             self.interrupted = number
 
         def restore():
@@ -142,9 +146,11 @@ class Run:
                     break
                 if time.perf_counter() - self.saved > SAVE_INTERVAL:
                     self.save()
+        except BaseException:
+            self.release()
+            raise
         finally:
             restore()
-            self.release()
 
     def log(self, step, loss, val_loss=None):
         """Records a step's training loss (a scalar tensor). Given a validation loss in nats, saves a checkpoint too.
@@ -168,8 +174,7 @@ class Run:
         self.metrics += f"{step},{step * self.batch},{now - self.start:.2f},{train_loss:.6f},{val}\n"
         self.append()
         if val_loss is not None:
-            self.save(best=val_loss < self.best)
-            self.best = min(self.best, val_loss)
+            self.save(val_loss)
         self.show(step, train_loss, val_loss)
         self.logged = step, time.perf_counter()
 
@@ -177,8 +182,12 @@ class Run:
         """Adds to metrics.csv what it lacks. If the file cannot be written now, that is said once and done later."""
 
         def write():
-            with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="\n") as file:
-                file.write(self.metrics[self.written :])
+            path = self.folder / "metrics.csv"
+            try:
+                with open(path, "a", encoding="utf-8", newline="\n") as file:
+                    file.write(self.metrics[self.written :])
+            except OSError as error:  # that of a full disk does not name the file
+                raise OSError(error.errno, error.strerror, str(path)) from None
 
         if rank():
             return
@@ -210,16 +219,18 @@ class Run:
         if val_loss is not None:
             print("" if live else line, flush=True)
 
-    def save(self, best=False):
-        """Writes a checkpoint, from which training goes on exactly; if it is the `best` so far, its weights to best.pt.
+    def save(self, val_loss=math.inf):
+        """Writes a checkpoint, from which training goes on exactly; if `val_loss` is the lowest so far, best.pt too.
 
-        Raises FloatingPointError for a loss like NaN.
+        Raises FloatingPointError for a loss or a weight like NaN, and leaves the last checkpoint as it is.
         """
         if rank():
             return
         losses = [loss.item() for loss in self.losses]
         if not all(map(math.isfinite, losses)):
             raise FloatingPointError(f"the loss is {losses[-1]} at step {self.step}")
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise FloatingPointError(f"the weights are not finite after step {self.step}")
         state = {
             "rung": rung_of(type(self.config)),
             "step": self.step,
@@ -233,22 +244,24 @@ class Run:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generators": {"batches": self.data.generator.get_state(), **generators(self.device)},
         }
-        self.saved = time.perf_counter()
         try:
-            if best:  # first, so that no checkpoint tells of a loss whose weights are not there
+            if val_loss < self.best:  # first, so that no checkpoint tells of a loss whose weights are not there
                 save_checkpoint(self.folder, {**state, "optimizers": []}, BEST)
+                self.best = val_loss
             save_checkpoint(self.folder, state)
         except PermissionError as error:
             if self.interrupted or self.step == self.config.max_iters:
                 raise
             print(f"\n{error.filename}: {error.strerror}; training goes on", flush=True)
+        self.saved = time.perf_counter()
 
     def restore(self):
         """Sets everything to where the run stopped. Returns its seconds so far, its commands and its metrics.csv."""
         state = load_checkpoint(self.folder, rung_of(type(self.config)))
+        load_best(self.folder)  # a damaged one is better known now than when it is needed
         try:
             return self.restore_from(state)
-        except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{self.folder}: a damaged run ({type(error).__name__})") from None
 
     def restore_from(self, state):
@@ -281,22 +294,30 @@ class Run:
 
         Raises KeyboardInterrupt if a signal ended the training; only after Ctrl-C is there time for picture and text.
         """
-        from .plot import plot  # here, so that `python -m results.plot` does not find itself imported already
-
-        if not rank() and self.interrupted in (0, signal.SIGINT):
-            self.append()
-            plot([self.folder], self.folder / "loss.png")
-            sample = dict(max_new_tokens=SAMPLE_LENGTH, seed=self.config.seed, temperature=0.8)
-            best = load_best(self.folder)
-            if best["step"] < self.step:
-                self.model.load_state_dict(best["model"])
-                print(f"the text is by the weights of step {best['step']}, whose validation loss is the lowest: {BEST}")
-            (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
-            self.write("sample.txt", text)
-            files = "config.json metrics.csv checkpoint.pt best.pt loss.png sample.txt"
-            print(f"{text}\n\n{self.folder}: {files}", flush=True)
+        try:
+            if not rank():
+                self.patience = None
+                self.append()
+            if not rank() and self.interrupted in (0, signal.SIGINT):
+                self.illustrate(generate)
+        finally:
+            self.release()
         if self.interrupted:
             raise Interrupted(self.interrupted)
+
+    def illustrate(self, generate):
+        from .plot import plot  # here, so that `python -m results.plot` does not find itself imported already
+
+        plot([self.folder], self.folder / "loss.png")
+        best = load_best(self.folder)
+        if best["step"] < self.step:
+            self.model.load_state_dict(best["model"])
+            print(f"the text is by the weights of step {best['step']}, whose validation loss is the lowest: {BEST}")
+        sample = dict(max_new_tokens=SAMPLE_LENGTH, seed=self.config.seed, temperature=0.8)
+        (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
+        self.write("sample.txt", text)
+        files = "config.json metrics.csv checkpoint.pt best.pt loss.png sample.txt"
+        print(f"{text}\n\n{self.folder}: {files}", flush=True)
 
     def write(self, name, text):
         if not rank():
@@ -323,7 +344,7 @@ def make_room(folder):
     """Makes the folder. If a run is there, its folder gets the time added to its name: gpt-2026-11-22-143005."""
     try:
         folder = folder.resolve()
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {"lock"}):
             config = folder / "config.json"
             if not config.is_file() or '"rung"' not in config.read_text(encoding="utf-8"):
                 raise UserError(f"--out {folder}: there is something else than a run here; name another folder")

@@ -16,8 +16,8 @@ def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     probs = logits.softmax(-1)
     reached = probs.cumsum(-1) - probs  # by the likelier ones; the first is always kept
     probs[:, 1:][reached[:, 1:] >= top_p] = 0
-    # Over exponential numbers, each probability is the largest as often as it says. So torch.multinomial draws, but it
-    # checks the probabilities first, for which a GPU waits.
+    # Divided by exponential random numbers, the probability of token i is the largest that often. torch.multinomial
+    # draws so too, but first checks the probabilities, for which a GPU waits.
     chances = probs / torch.empty_like(probs).exponential_(generator=generator)
     return tokens.gather(-1, chances.argmax(-1, keepdim=True))
 

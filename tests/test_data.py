@@ -76,6 +76,9 @@ def test_a_long_text_is_read_in_pieces_and_takes_little_memory(tmp_path):
     data = dataset(path)
     assert data.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert data.tokenizer.decode(torch.cat((data.splits["train"], data.splits["val"]))) == text
+    path.write_bytes(path.read_bytes() + b"\xff")
+    with pytest.raises(UserError, match=f"byte {path.stat().st_size - 1:,}: invalid start byte"):
+        dataset(path)
     path.write_bytes(b"to be" * 2**20)
     tracemalloc.start()
     dataset(path)

@@ -216,6 +216,22 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(train, tmp_pa
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
+def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, monkeypatch):
+    """An infinite gradient leaves the step's loss as it was."""
+    train("bigram", max_iters=4)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    backward = torch.Tensor.backward
+
+    def overflow(loss):
+        backward(loss * torch.inf)
+
+    monkeypatch.setattr(torch.Tensor, "backward", overflow)
+    interrupt_at(monkeypatch, step=1)
+    with pytest.raises(FloatingPointError, match="the weights are not finite after step 5"):
+        train("bigram", "--resume", max_iters=8)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
 def test_a_run_goes_on_with_its_own_text_alone(train, text_file):
     train("bigram")
     text_file.write_text(text_file.read_text(encoding="utf-8")[::-1], encoding="utf-8")
@@ -260,14 +276,16 @@ def test_a_clusters_stop_and_a_closed_terminal_save_the_run(text_file, tmp_path,
     signal.signal(number, former)
     for line in process.stdout:
         if line.startswith("step"):
-            os.kill(process.pid, number)
+            for _ in range(2):  # a shell and the system each send one
+                os.kill(process.pid, number)
             break
     rest, _ = process.communicate(timeout=60)
     state = load_checkpoint(out)
     if ignored:
         assert process.returncode == 0 and state["step"] == 500
     else:
-        assert process.returncode == 128 + number and "--resume goes on" in rest and 100 <= state["step"] < 500
+        assert process.returncode == 128 + number and 100 <= state["step"] < 500
+        assert ("--resume goes on" in rest) == (number == signal.SIGTERM)  # else its terminal is gone
         assert not (out / "sample.txt").exists()
 
 

@@ -193,6 +193,39 @@ def test_rows_wait_while_metrics_csv_is_open_elsewhere(train, tmp_path, monkeypa
     assert metrics(tmp_path / "busy") == metrics(tmp_path / "free")
 
 
+@posix
+def test_a_full_disk_under_metrics_csv_is_one_line(start, text_file, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    out = tmp_path / "run"
+    flags = [f"--{name}={value}" for name, value in tiny_flags("bigram").items()]
+    script = tmp_path / "full.py"
+    script.write_text(FULL_DISK, encoding="utf-8")
+    process = start(script, [*flags, f"--data={text_file}", f"--out={out}", "--device=cpu"], tmp_path / "errors")
+    process.join()
+    message = (tmp_path / "errors").read_text()
+    assert process.exitcode == 1 and "metrics.csv: No space left on device" in message and message.count("\n") == 1
+
+
+# metrics.csv becomes a link to a device that is always full, once the run has begun.
+FULL_DISK = """
+import sys
+sys.path.insert(0, {!r})
+import bigram
+from results import Run, run_main
+
+begin = Run.begin
+
+def fill(self, *before):
+    begin(self, *before)
+    (self.folder / "metrics.csv").unlink()
+    (self.folder / "metrics.csv").symlink_to("/dev/full")
+
+Run.begin = fill
+run_main(bigram.main)
+""".format(str(ROOT))
+
+
 def test_a_folder_that_cannot_be_synced_ends_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "open", denied)
     files.write_atomically(tmp_path / "file", b"content")
