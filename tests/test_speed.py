@@ -4,11 +4,14 @@ import importlib
 
 import pytest
 import torch
-from conftest import GPTS, build
+from conftest import GPTS, RUNGS, build, tiny_flags
+from test_optimizers import Counter
 
 import modern_gpt
+from data import Dataset
 from results.utilisation import peak_flops, training_flops
-from studies import ablation
+from studies import ablation, measure
+from studies.speed import training_step
 from studies.writing import generate_uncached
 
 
@@ -37,6 +40,51 @@ def test_mfu_is_shown_and_changes_no_loss(train, capsys, rung):
     assert "GFLOP/s" in printed and "% MFU)" in printed
     for name in plain["model"]:
         assert torch.equal(plain["model"][name], measured["model"][name])
+
+
+WAITS = ["item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero", "unique"]
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_between_two_log_lines_nothing_waits_for_the_device(train, monkeypatch, rung):
+    """On a GPU the host then runs ahead. What GATv2 asks about its graph is left out."""
+    draw, drawn, waited = Dataset.batch, [], []
+
+    def batch(self, split):
+        drawn.append(split)
+        return draw(self, split)
+
+    def noted(name, method):
+        def called(self, *args, **kwargs):
+            waited.append((len(drawn), name))
+            return method(self, *args, **kwargs)
+
+        return called
+
+    monkeypatch.setattr(Dataset, "batch", batch)
+    for name in WAITS:
+        monkeypatch.setattr(torch.Tensor, name, noted(name, getattr(torch.Tensor, name)))
+    options = {"layer": "gat"} if rung == "pyg_free_gat" else {}
+    train(rung, max_iters=19, eval_interval=19, **options)
+    assert [name for step, name in waited if 2 <= step <= 9 or 11 <= step <= 18] == []
+    assert {step for step, _ in waited} >= {1, 10, 19}  # as it does at a log line
+
+
+@pytest.mark.parametrize(
+    ("rung", "most"),
+    [("bigram", 30), ("single_head", 150), ("multi_head", 200), ("block", 250)]
+    + [("gpt", 1100), ("modern_gpt", 1900), ("pyg_free_gat", 1250)],
+)
+def test_operations_of_a_step_of_training(rung, most):
+    """With six blocks. On a GPU each is at least one call, which takes the host some microseconds."""
+    options = {"n_layer": 6} if rung in GPTS else {}
+    options |= {"layer": "gat"} if rung == "pyg_free_gat" else {}
+    sizes = {**tiny_flags(rung), **options}
+    step = training_step(rung, **sizes)(measure.Flags(quick=False))
+    step()  # makes the optimizers' state
+    with Counter() as counter:
+        step()
+    assert counter.count <= most
 
 
 @pytest.mark.usefixtures("float64")

@@ -208,9 +208,9 @@ def test_a_full_disk_under_metrics_csv_is_one_line(start, text_file, tmp_path):
 
 
 # metrics.csv becomes a link to a device that is always full, once the run has begun.
-FULL_DISK = """
+FULL_DISK = f"""
 import sys
-sys.path.insert(0, {!r})
+sys.path.insert(0, {str(ROOT)!r})
 import bigram
 from results import Run, run_main
 
@@ -223,7 +223,7 @@ def fill(self, *before):
 
 Run.begin = fill
 run_main(bigram.main)
-""".format(str(ROOT))
+"""
 
 
 def test_a_folder_that_cannot_be_synced_ends_no_run(tmp_path, monkeypatch):
