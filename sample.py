@@ -72,7 +72,8 @@ def load(folder, device, layers=""):
             model = build(module.Config(**saved_options(module.Config, state, folder)), len(tokenizer))
         model.load_state_dict(state["model"], assign=True)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: a damaged checkpoint ({type(error).__name__})") from None
+        other = "a damaged checkpoint, or one of another version of its rung"
+        raise UserError(f"{folder}: {other} ({type(error).__name__})") from None
     return module, model.to(device), tokenizer
 
 

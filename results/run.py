@@ -262,7 +262,8 @@ class Run:
         try:
             return self.restore_from(state)
         except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{self.folder}: a damaged run ({type(error).__name__})") from None
+            other = f"a damaged run, or one of another version of {rung_of(type(self.config))}.py"
+            raise UserError(f"{self.folder}: {other} ({type(error).__name__})") from None
 
     def restore_from(self, state):
         if state["corpus_sha256"] != self.data.sha256:
