@@ -162,11 +162,12 @@ class GATv2Scores(torch.autograd.Function):
         """Yields blocks that cover all edges, of about `room` numbers of z: slices of B, a head, slices of i and j."""
         B, T, H, D = src.shape
         room = 2**20 if src.device.type == "cpu" else 2**25
-        edges = adjacency.reshape(-1, T, T).any(dim=0).cpu()
-        for i in (slice(start, start + 16) for start in range(0, T, 16)):
-            keys = edges[i].any(dim=0).nonzero().flatten().tolist()
-            if keys:
-                j = slice(keys[0], keys[-1] + 1)
+        if not hasattr(adjacency, "keys"):  # found once for all layers, since a GPU must be waited for
+            edges = adjacency.reshape(-1, T, T).any(dim=0).cpu()
+            adjacency.keys = [(slice(n, n + 16), edges[n : n + 16].any(dim=0).nonzero()) for n in range(0, T, 16)]
+        for i, keys in adjacency.keys:
+            if len(keys):
+                j = slice(int(keys[0]), int(keys[-1]) + 1)
                 size = max(1, room // (16 * (j.stop - j.start) * D))
                 yield from ((slice(b, b + size), h, i, j) for b in range(0, B, size) for h in range(H))
 

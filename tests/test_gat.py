@@ -146,6 +146,14 @@ def test_gatv2_scores_in_pieces_equal_the_line_by_hand(graph, T, D):
         torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-11, rtol=1e-12)
 
 
+def test_gatv2_asks_for_its_graph_once_a_forward_pass(monkeypatch):
+    """On a GPU the host waits for the answer."""
+    model, asked, cpu = build("pyg_free_gat", n_layer=3, layer="gatv2"), [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: asked.append(self) or cpu(self))
+    model(torch.zeros(2, 16, dtype=torch.long)).sum().backward()
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_gradients_are_those_of_finite_differences(layer):
     torch.manual_seed(0)
