@@ -32,7 +32,6 @@ SAVE_INTERVAL = 60  # seconds between checkpoints, at most
 LOG_INTERVAL = 10  # steps from one row of metrics.csv to the next; a row has the mean training loss since the last one
 COLUMNS = "step,tokens,seconds,train_loss,val_loss"  # the first line of metrics.csv
 
-
 # The signals that end training after the current step: Ctrl-C, a cluster's stop, a closed terminal.
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -307,6 +306,7 @@ class Run:
             raise Interrupted(self.interrupted)
 
     def illustrate(self, generate):
+        """Draws loss.png and writes sample.txt, for which the model gets the weights with the lowest validation loss."""
         from .plot import plot  # here, so that `python -m results.plot` does not find itself imported already
 
         plot([self.folder], self.folder / "loss.png")
