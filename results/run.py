@@ -306,7 +306,7 @@ class Run:
             raise Interrupted(self.interrupted)
 
     def illustrate(self, generate):
-        """Draws loss.png and writes sample.txt, for which the model gets the weights with the lowest validation loss."""
+        """Draws loss.png and writes sample.txt; for it the model gets the weights with the lowest validation loss."""
         from .plot import plot  # here, so that `python -m results.plot` does not find itself imported already
 
         plot([self.folder], self.folder / "loss.png")
