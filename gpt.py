@@ -246,7 +246,7 @@ def learning_rate_at(step, config):
 def train(config, data, model):
     optimizers = make_optimizers(config, model)
     run = Run(config, data, model, *optimizers)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
-    compiled = torch.compile(model) if config.compile else model
+    compiled = torch.compile(model, dynamic=False) if config.compile else model
     replica = run.replicate(compiled)  # under torchrun, averages gradients over processes; else the model itself
     for step in run.steps():
         for optimizer in optimizers:
@@ -264,7 +264,7 @@ def train(config, data, model):
         for optimizer in optimizers:
             optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
-        run.log(step, loss, evaluate(compiled, data, step == config.max_iters) if due else None)
+        run.log(step, loss, evaluate(model, data, step == config.max_iters) if due else None)
     run.finish(generate)
 
 

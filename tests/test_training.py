@@ -131,3 +131,20 @@ def test_short_runs_on_shakespeare(shakespeare, tmp_path, rung, flags, bound):
     importlib.import_module(rung).main([*flags.split(), f"--out={tmp_path / rung}", "--device=cpu"])
     last = (tmp_path / rung / "metrics.csv").read_text(encoding="utf-8").splitlines()[-1]
     assert float(last.split(",")[-1]) <= bound
+
+
+@pytest.mark.parametrize(("rung", "lengths"), [("gpt", 1), ("modern_gpt", 4)])
+def test_compile_compiles_once_for_each_length_of_window(train, monkeypatch, rung, lengths):
+    """modern_gpt.py has four while it trains. Evaluations, whose last batches are smaller, compile nothing."""
+    graphs, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append([x.shape for x in inputs if x.dtype == torch.long and x.ndim == 2])
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda model, **how: compile(model, backend=backend, **how))
+    compiled = train(rung, "--compile", out="compiled", max_iters=24, eval_interval=5)
+    assert len(graphs) == lengths and all(isinstance(n, int) for shapes in graphs for shape in shapes for n in shape)
+    plain = train(rung, out="plain", max_iters=24, eval_interval=5)
+    for name in plain["model"]:
+        torch.testing.assert_close(compiled["model"][name], plain["model"][name], atol=1e-4, rtol=0)
