@@ -72,13 +72,14 @@ def test_between_two_log_lines_nothing_waits_for_the_device(train, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("rung", "most"),
-    [("bigram", 30), ("single_head", 150), ("multi_head", 200), ("block", 250)]
-    + [("gpt", 1100), ("modern_gpt", 1900), ("pyg_free_gat", 1250)],
+    [("bigram", 30), ("single_head", 150), ("multi_head", 200), ("block", 250), ("gpt", 1100), ("modern_gpt", 1900)]
+    + [(f"pyg_free_gat {layer}", 1250) for layer in ("dot", "gat", "mean", "max")],
 )
 def test_operations_of_a_step_of_training(rung, most):
     """With six blocks. On a GPU each is at least one call, which takes the host some microseconds."""
+    rung, *layer = rung.split()
     options = {"n_layer": 6} if rung in GPTS else {}
-    options |= {"layer": "gat"} if rung == "pyg_free_gat" else {}
+    options |= {"layer": layer[0]} if layer else {}
     sizes = {**tiny_flags(rung), **options}
     step = training_step(rung, **sizes)(measure.Flags(quick=False))
     step()  # makes the optimizers' state
