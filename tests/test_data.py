@@ -87,6 +87,18 @@ def test_a_long_text_is_read_in_pieces_and_takes_little_memory(tmp_path):
     assert peak < 1.2 * 5 * 2**20 + 3 * 10**7  # the text, and some pieces of a million characters
 
 
+@pytest.mark.parametrize("world", [2, 3, 40])
+def test_processes_share_the_windows_of_an_evaluation(text_file, monkeypatch, world):
+    data = dataset(text_file, block_size=16)
+    alone = [y.flatten().tolist() for _, y in data.windows("val")]
+    shared = []
+    monkeypatch.setattr(dataset_module, "world_size", lambda: world)
+    for number in range(world):
+        monkeypatch.setattr(dataset_module, "rank", lambda number=number: number)
+        shared += [y.flatten().tolist() for _, y in data.windows("val")]
+    assert sorted(shared) == sorted(alone)
+
+
 def test_evaluations_in_between_are_over_an_even_part(text_file, monkeypatch):
     data = dataset(text_file, block_size=16)
     assert [x.shape for x, _ in data.windows("val", whole=False)] == [x.shape for x, _ in data.windows("val")]
