@@ -17,6 +17,7 @@ import modern_gpt
 import multi_head
 import pyg_free_gat
 import single_head
+import windowed_gpt
 from data import CharTokenizer, UserError, choose_device
 from results import load_best, option, parse, run_main, sample_text
 from results.options import saved_options
@@ -30,6 +31,7 @@ RUNGS = {
     "gpt": (gpt, gpt.GPT),
     "modern_gpt": (modern_gpt, modern_gpt.GPT),
     "pyg_free_gat": (pyg_free_gat, pyg_free_gat.GPT),
+    "windowed_gpt": (windowed_gpt, windowed_gpt.GPT),
 }
 
 

@@ -5,8 +5,9 @@ python -m studies.pictures --run results/mine --text "To be, or not"  # what the
 
 graph.png: a causal context as a graph, its adjacency matrix and attention weights on it. head.png: attention, matrix by
 matrix. block.png: a block of a GPT. lookup.png: what GAT cannot look up. attention-RUN.png: what each head attends to.
-rankings.png: in which order each query has the keys, in trained runs of GAT, GATv2 and the dot product. The last two
-need the checkpoints that `bash studies/reproduce.sh ladder layers` leaves in results/reproduced/.
+rankings.png: in which order each query has the keys, in trained runs of GAT, GATv2 and the dot product. windows.png:
+how far the queries of windowed_gpt.py look. The last three need the checkpoints that `bash studies/reproduce.sh ladder
+layers windows` leaves in results/reproduced/.
 """
 
 import contextlib
@@ -24,10 +25,11 @@ from torch.nn import functional as F
 
 import pyg_free_gat
 import sample
-from data import UserError
+from data import Dataset, UserError
 from pyg_free_gat import GAT, GATv2
 from results import option, parse, run_main
 from results.plot import RESULTS
+from windowed_gpt import HardWindow, SoftWindow
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 TEXT = "Good morrow, neighbour Baptista."
@@ -166,9 +168,11 @@ def recorded(full=False):
 
     def dot_product(q, k, v, adjacency=None, is_causal=False, scale=None):
         scores = q @ k.mT * (scale or q.shape[-1] ** -0.5)
-        if adjacency is None and not full:
+        if adjacency is None:
             adjacency = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-        weights.append((scores if full else scores.masked_fill(~adjacency, -math.inf)).softmax(-1))
+        if adjacency.dtype == torch.bool:
+            adjacency = torch.zeros_like(scores).masked_fill(~adjacency, -math.inf)
+        weights.append((scores if full else scores + adjacency).softmax(-1))
         return weights[-1] @ v
 
     def graph(self, scores, values, adjacency):
@@ -182,6 +186,7 @@ def recorded(full=False):
         mock.patch.object(F, "scaled_dot_product_attention", dot_product),
         mock.patch.object(pyg_free_gat.GraphAttention, "aggregate", graph),
         mock.patch.object(pyg_free_gat, "adjacency_of", edges),
+        mock.patch.object(HardWindow, "block", 2**20),  # all queries at once
         torch.inference_mode(),
     ):
         yield weights
@@ -193,7 +198,7 @@ def weights_of(run, text, full=False, layers=""):
     with recorded(full) as weights:
         model.eval()(tokenizer.encode(text)[None, -model.config.block_size :])
     if not weights:
-        raise UserError(f"{run}: no weights to draw; gpt.py, modern_gpt.py and --layer dot, gat and gatv2 have them")
+        raise UserError(f"{run}: no weights to draw; the GPTs have them, but for --layer mean and max")
     return [w[0] for w in weights]
 
 
@@ -223,6 +228,40 @@ def draw_rankings(path, runs, text):
         axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(text)} queries", fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="rank of the key (column)", shrink=0.8)
     figure.savefig(path, dpi=200)
+
+
+def windows_of(model):
+    """The window sizes of a model of windowed_gpt.py over the validation text, (queries, H) for each block."""
+    slope, windows = SoftWindow.slope, {block.attention: [] for block in model.blocks}
+
+    def recorded(self, x):
+        slopes = slope(self, x)  # (B, H, T, 1)
+        windows[self].append((1 / slopes)[..., 0].transpose(1, 2).flatten(0, 1))
+        return slopes
+
+    with mock.patch.object(SoftWindow, "slope", recorded), torch.inference_mode():
+        for x, _ in Dataset(model.config).windows("val"):
+            model.eval()(x)
+    return [torch.cat(parts) for parts in windows.values()]
+
+
+def draw_windows(path, runs):
+    """How far the queries of each head look over the validation text: medians, quartiles, and 5% to 95%."""
+    figure = Figure(figsize=(8.3, 3.2), layout="constrained")
+    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False, sharey=True)[0], runs):
+        _, model, _ = sample.load(run, "cpu")
+        blocks, H = windows_of(model), model.config.n_head
+        for n, windows in enumerate(blocks):
+            share = windows.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]), dim=0).T.tolist()
+            boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), head)) for head in share]
+            places = [n * (H + 1) + h for h in range(H)]
+            axes.bxp(boxes, places, widths=0.7, showfliers=False, medianprops=dict(color=ORANGE))
+        axes.axhline(model.config.block_size, color=GREY, linestyle="--", zorder=0)
+        axes.set(yscale="log", xticks=[n * (H + 1) + (H - 1) / 2 for n in range(len(blocks))])
+        axes.set_xticklabels([f"block {n + 1}" for n in range(len(blocks))])
+        axes.set_title(f"{Path(run).name}: window of each head, in characters", loc="left", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
 
 
 # ---------------------------------------------------------------- The dictionary that GAT cannot look up
@@ -352,6 +391,9 @@ def main(argv=None):
         if trained.keys() >= {"gat", "gatv2", "dot"}:
             draw_rankings(out / "rankings.png", [trained[name] for name in ("gat", "gatv2", "dot")], flags.text)
             print(out / "rankings.png")
+        if windowed := [trained[name] for name in ("soft_window", "hard_window") if name in trained]:
+            draw_windows(out / "windows.png", windowed)
+            print(out / "windows.png")
         runs = [trained[name] for name in ("gpt", "gat", "gatv2") if name in trained]
     for run in runs:
         path = out / f"attention-{Path(run).resolve().name}.png"

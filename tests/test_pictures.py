@@ -2,8 +2,9 @@ import pytest
 import torch
 
 import sample
-from data import UserError
+from data import Dataset, UserError
 from studies import pictures
+from windowed_gpt import ATTENTIONS
 
 PICTURES = {
     "graph": pictures.draw_graph,
@@ -25,9 +26,11 @@ def test_draws_a_picture(tmp_path, name):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("rung", ["gpt", "modern_gpt"])
-def test_has_the_weights_that_the_model_reads_by(train, tmp_path, rung):
-    train(rung)
+@pytest.mark.parametrize(
+    "rung, options", [("gpt", {}), ("modern_gpt", {}), *(("windowed_gpt", {"attention": name}) for name in ATTENTIONS)]
+)
+def test_has_the_weights_that_the_model_reads_by(train, tmp_path, rung, options):
+    train(rung, **options)
     module, model, tokenizer = sample.load(tmp_path / "run", "cpu")
     ids = tokenizer.encode("or not to be")[None]
     model.double()
@@ -45,8 +48,25 @@ def test_has_the_weights_that_the_model_reads_by(train, tmp_path, rung):
 
 def test_a_run_whose_weights_cannot_be_drawn_is_an_error(train, tmp_path):
     train("bigram")
-    with pytest.raises(UserError, match="no weights to draw; gpt.py"):
+    with pytest.raises(UserError, match="no weights to draw; the GPTs have them"):
         pictures.main([f"--run={tmp_path / 'run'}", "--text=or not to be"])
+
+
+@pytest.mark.parametrize("attention", ["soft_window", "hard_window"])
+def test_windows_that_are_drawn_are_those_of_the_equation(train, tmp_path, attention):
+    train("windowed_gpt", attention=attention, max_iters=30, eval_interval=30, warmup_iters=2)
+    _, model, _ = sample.load(tmp_path / "run", "cpu")
+    with torch.inference_mode():
+        x, _ = next(Dataset(model.config).windows("val"))
+        places = torch.arange(x.shape[1])
+        first = model.blocks[0]
+        n = first.norm_1(model.token_embedding(x) + model.position_embedding(places))
+        expected = (1 + 8 * first.attention.window(n).exp()).flatten(0, 1)  # (B * T, H)
+    blocks = pictures.windows_of(model)
+    torch.testing.assert_close(blocks[0][: len(expected)], expected)
+    assert len(blocks) == 2 and len(blocks[0]) == len(blocks[1]) >= 384  # of 400 characters that validate
+    pictures.draw_windows(tmp_path / "picture.png", [tmp_path / "run"])
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_trained_heads_of_gat_have_one_order_and_those_of_the_others_more(train, tmp_path):
