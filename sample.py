@@ -13,6 +13,7 @@ import torch
 import bigram
 import block
 import gpt
+import long_gat
 import modern_gpt
 import multi_head
 import pyg_free_gat
@@ -32,6 +33,7 @@ RUNGS = {
     "modern_gpt": (modern_gpt, modern_gpt.GPT),
     "pyg_free_gat": (pyg_free_gat, pyg_free_gat.GPT),
     "windowed_gpt": (windowed_gpt, windowed_gpt.GPT),
+    "long_gat": (long_gat, long_gat.GPT),
 }
 
 

@@ -3,10 +3,10 @@
 python -m studies.ablation  # trains and measures what results/reproduced/ does not have yet, prints the table
 python -m studies.ablation --row gpt.py --seed 2
 
-A row is the row before and one idea more, put into a model of gpt.py, up to modern_gpt.py as it stands; then come
-things tried on top of that and left out. All have the sizes, the learning rate and the weight decay of modern_gpt.py's
-defaults for a CPU, and fewer steps. How long a step takes is measured at the end, all rows by turns, so that whatever
-slows the machine slows all of them; equal seconds are as many steps as a row then makes in the time of gpt.py's.
+A row is the row before and one idea more, put into a model of gpt.py, up to modern_gpt.py as it stands. All have the
+sizes, the learning rate and the weight decay of modern_gpt.py's defaults for a CPU, and fewer steps. How long a step
+takes is measured at the end, all rows by turns, so that whatever slows the machine slows all of them. Equal seconds are
+as many steps as a row then makes in the time of gpt.py's.
 """
 
 import csv
@@ -111,21 +111,8 @@ def no_convolutions(model):
         block.conv_1, block.conv_2 = Same(), Same()
 
 
-class Softcap(nn.Module):
-    def forward(self, logits):
-        return 15 * torch.tanh(logits / 15)
-
-
-def softcap(model):
-    model.head = nn.Sequential(model.head, Softcap())
-
-
-# What modern_gpt.py's own model is given or loses: the last ideas, and things tried on top of them.
-OF_MODERN = {
-    "+ untied head": no_convolutions,
-    "+ short convolutions: modern_gpt.py": as_it_is,
-    "+ logits capped, 15 tanh(x / 15); left out": softcap,
-}
+# What modern_gpt.py's own model loses: the last ideas.
+OF_MODERN = {"+ untied head": no_convolutions, "+ short convolutions: modern_gpt.py": as_it_is}
 ROWS = ["gpt.py", *IDEAS, *OF_MODERN]
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched long full, or some of these.
-# They come into results/reproduced/, beside those in results/published/, whose losses they come close to: to the last
-# bit only with the same processor, versions and threads (see config.json). A run that is done, whose sample.txt is what
-# comes last, is left alone; one that was stopped goes on. The ablation and the speed tables have their own commands.
+# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows long full, or some
+# of these. They come into results/reproduced/, beside those in results/published/, whose losses they come close to: to
+# the last bit only with the same processor, versions and threads (see config.json). A run that is done, whose
+# sample.txt is what comes last, is left alone; one that was stopped goes on. The ablation and the speed tables have
+# their own commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -40,6 +41,14 @@ matched() { # as many parameters as the dot product has, to 2%
     done
 }
 
+windows() { # --attention plain is gpt.py
+    for seed in 1 2 3; do
+        for attention in soft_window hard_window head_gate location_mlp location_gate; do
+            run $attention $seed windowed_gpt.py --attention $attention
+        done
+    done
+}
+
 long() { # below 1.4697, which nanoGPT has from three minutes of an A100
     for seed in 1 2; do
         run long $seed modern_gpt.py --n_layer 6 --n_embd 256 --batch_size 8 --learning_rate 6e-3 --weight_decay 0.3 --max_iters 1700 --eval_interval 340
@@ -57,7 +66,7 @@ full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its step
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, long, full" >&2; exit 2; }
+    [[ " ladder layers matched windows long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, long, full" >&2; exit 2; }
 done
 for group; do
     $group

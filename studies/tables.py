@@ -38,6 +38,14 @@ LAYERS = {  # the score e_ij, the value of j, and the run with as many parameter
     "mean": ("0", "W x_j", ""),
     "max": ("no softmax", "W x_j", ""),
 }
+ATTENTIONS = {  # of windowed_gpt.py: what it does, and its run
+    "plain": ("attends as `gpt.py`", "gpt"),
+    "soft_window": ("score + 1 - (d + 1) / w_i", "soft_window"),
+    "hard_window": ("weight × (1 - exp(-relu(1 - (d + 1) / w_i)))", "hard_window"),
+    "head_gate": ("scales heads by how strongly, where and how widely all look", "head_gate"),
+    "location_mlp": ("tells the feed-forward where they look", "location_mlp"),
+    "location_gate": ("scales and shifts channels by where they look", "location_gate"),
+}
 FULL = {  # what was run, and what gpt-pyg-attention's plot reads for it
     "full_dot": ("`--layer dot`", "1.50"),
     "full_dot_no_dropout": ("`--layer dot --dropout 0`", "1.50"),
@@ -116,6 +124,13 @@ def matched():
         yield row(f"`{command}`", parameters(run), spread(losses(run)))
 
 
+def windows():
+    yield from head("`--attention`", "what it does", "parameters", "seeds", "loss", "time")
+    for name, (what, run) in ATTENTIONS.items():
+        if seeds(run):
+            yield row(f"`{name}`", what, parameters(run), len(seeds(run)), spread(losses(run)), seconds(run))
+
+
 def full():
     yield from head("run", "parameters", "steps", "characters", "validation loss", "time", "elsewhere")
     for run, (flags, elsewhere) in FULL.items():
@@ -140,6 +155,7 @@ TABLES = {
     "elsewhere": elsewhere,
     "layers": layers,
     "matched": matched,
+    "windows": windows,
     "full": full,
     "ablation": ablation.table,
     "pyg": pyg,

@@ -9,9 +9,9 @@ import results.run
 torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
 results.run.SAMPLE_LENGTH = 100  # most of a tiny run would be its sample
 
-RUNGS = ["bigram", "single_head", "multi_head", "block", "gpt", "modern_gpt", "pyg_free_gat", "windowed_gpt"]
-GPTS = ["gpt", "modern_gpt", "pyg_free_gat", "windowed_gpt"]
-CACHED = ["gpt", "modern_gpt", "windowed_gpt"]
+GPTS = ["gpt", "modern_gpt", "pyg_free_gat", "windowed_gpt", "long_gat"]
+RUNGS = ["bigram", "single_head", "multi_head", "block", *GPTS]
+CACHED = ["gpt", "modern_gpt", "windowed_gpt", "long_gat"]
 
 
 def tiny_flags(rung):

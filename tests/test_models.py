@@ -61,7 +61,7 @@ def test_initial_loss_is_that_of_guessing(rung):
     assert module.loss_of(model, ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(65), abs=0.1)
 
 
-@pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung != "pyg_free_gat"])  # whose GATv2 looks at its graph
+@pytest.mark.parametrize("rung", [rung for rung in RUNGS if "gat" not in rung])  # those ask the device something
 def test_runs_on_the_meta_device(rung):
     with torch.device("meta"):
         model = build(rung)

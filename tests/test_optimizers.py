@@ -137,4 +137,4 @@ def test_the_optimizers_of_six_blocks_take_few_operations_a_step(rung):
     with Counter() as counter:
         for optimizer in optimizers:
             optimizer.step()
-    assert counter.count <= 200
+    assert counter.count <= (230 if rung == "windowed_gpt" else 200)  # whose windows are one shape more
