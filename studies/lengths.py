@@ -1,0 +1,123 @@
+"""How does attention grow with the text? GAT by prefix sums, GAT dense, and the fused kernel of the dot product.
+
+python -m studies.lengths
+python -m studies.lengths --longest 131072 --forward
+
+Attention alone, forward and backward or --forward alone, over one text of T characters with 6 heads of 64 channels, T
+doubling from 256. The dense form stops where its T x T matrices would take more than 4 GB. The columns are those of the
+other timing studies. At the end each side's time is drawn over T, both logarithmic, with the slopes between its last
+two points, in lengths.png in the folder --out.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch.nn import functional as F
+
+from long_gat import StaticAttention
+from results import option, parse, run_main
+from results.plot import RESULTS
+from studies import measure
+
+H, D, SLOPE = 6, 64, 0.2
+
+
+@dataclass
+class Flags(measure.Flags):
+    longest: int = option(65536, "the longest text", least=256)
+    forward: bool = option(False, "the forward pass alone")
+    out: str = option(str(RESULTS), "the folder for the picture")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not Path(self.out).is_dir():
+            raise ValueError(f"--out {self.out}: is no folder")
+
+
+def dense(s, t, V, slope):
+    """GAT as it is written, with its T x T scores."""
+    scores = F.leaky_relu(s[:, :, None] + t[:, None], slope)
+    return scores.masked_fill(torch.ones_like(scores[0], dtype=torch.bool).triu(1), -math.inf).softmax(dim=-1) @ V
+
+
+def graph_attention(attend, T):
+    """A case: scores of deviation 1, and values."""
+
+    def case(flags):
+        T_ = 64 if flags.quick else T
+        parts = [torch.randn(H, T_, *last, device=flags.device, requires_grad=True) for last in ((), (), (D,))]
+        return timed(lambda: attend(*parts, SLOPE), parts, flags)
+
+    return case
+
+
+def dot_product(T):
+    def case(flags):
+        T_ = 64 if flags.quick else T
+        parts = [torch.randn(1, H, T_, D, device=flags.device, requires_grad=True) for _ in range(3)]
+        return timed(lambda: F.scaled_dot_product_attention(*parts, is_causal=True), parts, flags)
+
+    return case
+
+
+def timed(forward, parts, flags):
+    if flags.forward:
+        return torch.no_grad()(lambda: forward() and None)
+
+    def both():
+        for part in parts:
+            part.grad = None
+        out = forward()
+        out.backward(out.detach())
+
+    return both
+
+
+def tables(longest):
+    lengths = [2**n for n in range(8, longest.bit_length())]
+    return {
+        f"T = {T:,}": {
+            "long_gat.py": graph_attention(StaticAttention.apply, T),
+            "dot product, fused kernel": dot_product(T),
+            **({"GAT, dense": graph_attention(dense, T)} if 4 * H * T * T < 4e9 else {}),
+        }
+        for T in lengths
+    }
+
+
+def draw(path, found):
+    """found: side -> T -> seconds."""
+    figure = Figure(figsize=(8.3, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for colour, (side, times) in zip(("#0072B2", "#D55E00", "#777777"), found.items()):
+        *_, before, last = sorted(times)
+        slope = math.log(times[last] / times[before]) / math.log(last / before)
+        axes.plot(times.keys(), times.values(), marker="o", color=colour)
+        label = f"{side}, slope {slope:.1f}"
+        axes.annotate(label, (last, times[last]), xytext=(8, 0), textcoords="offset points", color=colour, va="center")
+    axes.set(xscale="log", yscale="log", xlabel="characters in the text", ylabel="seconds")
+    axes.set_xlim(right=8 * max(max(times) for times in found.values()))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv=None):
+    flags, found = parse(Flags, argv), {}
+
+    def measured():
+        for title, seconds, columns in measure.compare(partial(tables, flags.longest), flags):
+            for side, times in seconds.items():
+                found.setdefault(side, {})[int(title[4:].replace(",", ""))] = statistics.median(times)
+            yield title, seconds, columns
+
+    measure.report(flags, measured())
+    draw(Path(flags.out) / "lengths.png", found)
+
+
+if __name__ == "__main__":
+    run_main(main)
