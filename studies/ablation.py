@@ -3,10 +3,10 @@
 python -m studies.ablation  # trains and measures what results/reproduced/ does not have yet, prints the table
 python -m studies.ablation --row gpt.py --seed 2
 
-A row is the row before and one idea more, put into a model of gpt.py, up to modern_gpt.py as it stands. All have the
-sizes, the learning rate and the weight decay of modern_gpt.py's defaults for a CPU, and fewer steps. How long a step
-takes is measured at the end, all rows by turns, so that whatever slows the machine slows all of them. Equal seconds are
-as many steps as a row then makes in the time of gpt.py's.
+A row is the row before and one idea more, put into a model of gpt.py, up to modern_gpt.py as it stands. Last comes
+an idea tried on top of that and left out. All have the sizes, the learning rate and the weight decay of modern_gpt.py's
+defaults for a CPU, and fewer steps. How long a step takes is measured at the end, all rows by turns, so that whatever
+slows the machine slows all of them. Equal seconds are as many steps as a row then makes in the time of gpt.py's.
 """
 
 import csv
@@ -19,6 +19,7 @@ from torch import nn
 
 import gpt
 import modern_gpt
+import windowed_gpt
 from data import Dataset, choose_dtype
 from results import option, parse, run_main
 from results.plot import RESULTS
@@ -111,8 +112,32 @@ def no_convolutions(model):
         block.conv_1, block.conv_2 = Same(), Same()
 
 
-# What modern_gpt.py's own model loses: the last ideas.
-OF_MODERN = {"+ untied head": no_convolutions, "+ short convolutions: modern_gpt.py": as_it_is}
+class SoftWindow(windowed_gpt.SoftWindow):
+    """The attention of windowed_gpt.py for queries and keys as modern_gpt.py makes them. Without a cache."""
+
+    def forward(self, x, rotation, cache=None, past=0):
+        heads = (f(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = heads  # (B, H, T, D) each
+        q, k = modern_gpt.rotate(modern_gpt.norm(torch.stack((q, k))), rotation)
+        read, _ = self.attend(x, 2 * q, k, v, past)
+        return self.projection(read.transpose(1, 2).flatten(2))
+
+
+def soft_windows(model):
+    for block in model.blocks:
+        theirs, block.attention = block.attention, SoftWindow(model.config).to(model.head.weight)
+        for name in ("query", "key", "value", "projection"):
+            setattr(block.attention, name, getattr(theirs, name))
+        nn.init.normal_(block.attention.window.weight, std=0.02)
+        nn.init.zeros_(block.attention.window.bias)
+
+
+# What modern_gpt.py's own model loses or is given: the last ideas, and one tried on top of them.
+OF_MODERN = {
+    "+ untied head": no_convolutions,
+    "+ short convolutions: modern_gpt.py": as_it_is,
+    "+ soft windows of windowed_gpt.py; left out": soft_windows,
+}
 ROWS = ["gpt.py", *IDEAS, *OF_MODERN]
 
 
