@@ -1,7 +1,7 @@
 """Rung 8: a GPT whose adjacency is learned: each query of each head chooses how far back it looks.
 
-New against rung 5, chosen by `--attention`: windows, soft or hard, of a size that depends on the query; or plain
-attention that also tells where it looked, and gates that listen. `plain` is gpt.py.
+New against rung 5, chosen by `--attention`: two give each query a window, with a soft end or a hard one. Three leave
+attention as it is, but measure where each head looked and pass that on. `plain` is gpt.py.
 
 After Hartke, github.com/tomhartke/transformer-modifications (2023). A soft window is ALiBi (Press et al.,
 arXiv:2108.12409) with a slope that the query chooses. A hard one goes back to Sukhbaatar et al., arXiv:1905.07799.
@@ -40,7 +40,11 @@ class Config(Flags):
     eval_interval: int = option(100, "steps between evaluations", full=250)
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
-    attention: str = option("soft_window", "how far queries look, or who is told of it", choices=ATTENTIONS)
+    attention: str = option(
+        "soft_window",
+        "windows limit how far queries look; the others tell of it",
+        choices=ATTENTIONS,
+    )
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -53,7 +57,7 @@ class Config(Flags):
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(D)) V over a graph's edges. Takes x (B, T, C), returns what each token read, (B, T, C).
 
-    Beside it, for those who ask, where each head of each token looked, (B, T, 2 H); else None.
+    Also returns where each head looked, (B, T, 2 H), if it measures that; else None.
     A cache (2, B, H, block_size, D) keeps keys and values. x is then the first tokens, or the one after `past` others.
     """
 
@@ -83,8 +87,8 @@ class Attention(nn.Module):
 class SoftWindow(Attention):
     """Adds 1 - (d + 1) / w_i to the score of the key j = i - d. The window is w_i = 1 + T/2 exp(u_i), with u = W x.
 
-    A softmax does not see what is the same for all j, so it is enough to add j / w_i. That is a product of what i has
-    and what j has: a channel more in q and k, and the kernel of gpt.py needs no bias of T x T.
+    A softmax does not see what is the same for all j, so it is enough to add j / w_i. That is a product of something
+    of i and something of j. So it goes into q . k as further channels, and the fused kernel does the rest.
     """
 
     def __init__(self, config):
@@ -94,22 +98,24 @@ class SoftWindow(Attention):
 
     def slope(self, x):
         """1 / w (B, H, T, 1). As 1 / (1 + T/2 exp(u)) it is a sigmoid, which no u makes overflow."""
-        return torch.sigmoid(-self.window(x) - self.log_half).mT.unsqueeze(-1)
+        u = self.window(x).to(self.window.weight.dtype)  # out of bfloat16, in which windows would be off by 4%
+        return torch.sigmoid(-u - self.log_half).mT.unsqueeze(-1)
 
     def attend(self, x, q, k, v, past):
         j = torch.arange(k.shape[2], device=x.device)
         j = torch.stack((j % 128, j - j % 128), dim=-1).to(k.dtype)  # two that add up to j, both exact in bfloat16
         scale = q.shape[-1] ** -0.5
-        q = torch.cat((q, (self.slope(x) / scale).expand(-1, -1, -1, 2)), dim=-1)  # (B, H, T, D + 2)
+        q = torch.cat((q, (self.slope(x) / scale).to(q.dtype).expand(-1, -1, -1, 2)), dim=-1)  # (B, H, T, D + 2)
         k = torch.cat((k, j.expand(*k.shape[:2], -1, -1)), dim=-1)  # (B, H, S, D + 2), S = past + T
-        return F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=scale), None
+        q, k, v = (F.pad(part, (0, v.shape[-1] + 8 - part.shape[-1])) for part in (q, k, v))  # kernels want one width
+        return F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=scale)[..., :-8], None
 
 
 class HardWindow(SoftWindow):
     """Weights times 1 - exp(-relu(1 - (d + 1) / w_i)), then divided by their sum: none from d = w_i - 1 on.
 
-    In the log domain the factor is a bias, with -inf beyond the window. Queries come in blocks, each with no more keys
-    than its longest window holds.
+    In the log domain the factor is a bias, with -inf beyond the window. Queries come in blocks of 128. A block skips
+    the keys that lie before the longest window of any of its queries.
     """
 
     block = 128
@@ -118,8 +124,10 @@ class HardWindow(SoftWindow):
         slope = self.slope(x).clamp(max=0.99)  # all windows below 2 hold one key, whose weight is 1: no log of 0
         reads = []
         for n in range(0, q.shape[2], self.block):
-            rows, end = slice(n, n + self.block), min(past + n + self.block, k.shape[2])
-            first = 0 if end <= self.block else max(0, past + n - int(1 / slope[:, :, rows].amin().clamp(min=1 / end)))
+            rows, end, first = slice(n, n + self.block), min(past + n + self.block, k.shape[2]), 0
+            if end > self.block and not torch.compiler.is_compiling():
+                longest = 1 / slope[:, :, rows].amin().nan_to_num().clamp(min=1 / end)
+                first = max(0, past + n - int(longest))  # asks the device
             i, j = torch.arange(past + n, end, device=x.device)[:, None], torch.arange(first, end, device=x.device)
             near = 1 - (i - j + 1) * slope[:, :, rows]  # (B, H, i, j)
             inside = (near > 0) & (i >= j)
@@ -131,8 +139,8 @@ class HardWindow(SoftWindow):
 class Looking(Attention):
     """Plain attention that tells where it looked: the mean of j - i and its deviation, in units of T.
 
-    Places are read as values are. The means of j and j^2 take two more channels in v; the mean of k in D more gives the
-    mean score, q . k / sqrt(D).
+    A mean of places is read as values are: j and j^2 are two more channels of v. So is the mean key, in D more. Its
+    product with q, over sqrt(D), is the mean score.
     """
 
     def __init__(self, config):
@@ -146,9 +154,9 @@ class Looking(Attention):
         with torch.autocast(q.device.type, enabled=False):  # a deviation is a small difference of large numbers
             q, k, v = (part.to(j.dtype) for part in (q, k, v))
             v = torch.cat((v, k, torch.stack((j, j.square()), dim=-1).expand(B, H, -1, -1)), dim=-1)
-            wide = (F.pad(part, (0, D + 2)) for part in (q, k))  # the kernel wants q, k and v of one width
-            read = F.scaled_dot_product_attention(*wide, v, is_causal=past == 0, scale=scale)  # (B, H, T, 2 D + 2)
-            read, key, mean, square = read.split((D, D, 1, 1), dim=-1)
+            q_, k_, v = (F.pad(part, (0, 2 * D + 8 - part.shape[-1])) for part in (q, k, v))  # kernels want one width
+            read = F.scaled_dot_product_attention(q_, k_, v, is_causal=past == 0, scale=scale)  # (B, H, T, 2 D + 8)
+            read, key, mean, square, _ = read.split((D, D, 1, 1, 6), dim=-1)
             score = (q * key).sum(dim=-1, keepdim=True) * scale
             deviation = (square - mean.square()).clamp(min=1e-6).sqrt()  # not below 0.001 T, where roots are steep
             return read, torch.cat((score, mean - j[past:, None], deviation), dim=-1).permute(0, 2, 3, 1)
@@ -159,7 +167,7 @@ class Looking(Attention):
 
 
 class HeadGate(Looking):
-    """Each head's read times 2 sigmoid(MLP(how strongly, where and how widely all heads looked))."""
+    """Each head's read times 2 sigmoid(MLP(how strongly, where and how widely the heads looked)). Needs two or more."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -172,7 +180,7 @@ class HeadGate(Looking):
 
 
 class Silent(nn.Linear):
-    """A linear map that starts at 0: whoever listens to it begins as plain attention."""
+    """A linear map that starts at 0, so that a model with it begins as plain attention."""
 
 
 def mlp(wide, out):
@@ -203,7 +211,7 @@ class Block(nn.Module):
 
 
 class LocationMLP(Block):
-    """The feed-forward also reads where the heads looked, less its mean over the tokens so far, scaled and shifted."""
+    """The feed-forward also reads where the heads looked: less the mean so far, scaled, shifted and normalized."""
 
     def __init__(self, config):
         super().__init__(config)

@@ -4,9 +4,9 @@ python -m studies.lengths
 python -m studies.lengths --longest 131072 --forward
 
 Attention alone, forward and backward or --forward alone, over one text of T characters with 6 heads of 64 channels, T
-doubling from 256. The dense form stops where its T x T matrices would take more than 4 GB. The columns are those of the
-other timing studies. At the end each side's time is drawn over T, both logarithmic, with the slopes between its last
-two points, in lengths.png in the folder --out.
+doubling from 256. The dense form stops where one of its (H, T, T) tensors would take more than 4 GB. The columns are
+those of the other timing studies. At the end each side's time is drawn over T, both logarithmic, with the slopes
+between its last two points, in lengths.png in the folder --out.
 """
 
 import math
@@ -29,12 +29,14 @@ H, D, SLOPE = 6, 64, 0.2
 
 @dataclass
 class Flags(measure.Flags):
-    longest: int = option(65536, "the longest text", least=256)
+    longest: int = option(65536, "the longest text", least=512)
     forward: bool = option(False, "the forward pass alone")
     out: str = option(str(RESULTS), "the folder for the picture")
 
     def __post_init__(self):
         super().__post_init__()
+        if self.quick:
+            self.longest = 512
         if not Path(self.out).is_dir():
             raise ValueError(f"--out {self.out}: is no folder")
 
@@ -66,8 +68,9 @@ def dot_product(T):
 
 
 def timed(forward, parts, flags):
-    if flags.forward:
-        return torch.no_grad()(lambda: forward() and None)
+    def once():
+        with torch.no_grad():
+            forward()
 
     def both():
         for part in parts:
@@ -75,7 +78,7 @@ def timed(forward, parts, flags):
         out = forward()
         out.backward(out.detach())
 
-    return both
+    return once if flags.forward else both
 
 
 def tables(longest):
@@ -95,6 +98,8 @@ def draw(path, found):
     figure = Figure(figsize=(8.3, 3.6), layout="constrained")
     axes = figure.subplots()
     for colour, (side, times) in zip(("#0072B2", "#D55E00", "#777777"), found.items()):
+        if len(times) < 2:
+            continue
         *_, before, last = sorted(times)
         slope = math.log(times[last] / times[before]) / math.log(last / before)
         axes.plot(times.keys(), times.values(), marker="o", color=colour)

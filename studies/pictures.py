@@ -12,7 +12,7 @@ layers windows` leaves in results/reproduced/.
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -198,7 +198,7 @@ def weights_of(run, text, full=False, layers=""):
     with recorded(full) as weights:
         model.eval()(tokenizer.encode(text)[None, -model.config.block_size :])
     if not weights:
-        raise UserError(f"{run}: no weights to draw; the GPTs have them, but for --layer mean and max")
+        raise UserError(f"{run}: no weights to draw; the GPTs have them, but for long_gat.py and --layer mean and max")
     return [w[0] for w in weights]
 
 
@@ -234,13 +234,13 @@ def windows_of(model):
     """The window sizes of a model of windowed_gpt.py over the validation text, (queries, H) for each block."""
     slope, windows = SoftWindow.slope, {block.attention: [] for block in model.blocks}
 
-    def recorded(self, x):
+    def noted(self, x):
         slopes = slope(self, x)  # (B, H, T, 1)
         windows[self].append((1 / slopes)[..., 0].transpose(1, 2).flatten(0, 1))
         return slopes
 
-    with mock.patch.object(SoftWindow, "slope", recorded), torch.inference_mode():
-        for x, _ in Dataset(model.config).windows("val"):
+    with mock.patch.object(SoftWindow, "slope", noted), torch.inference_mode():
+        for x, _ in Dataset(replace(model.config, device="cpu")).windows("val"):
             model.eval()(x)
     return [torch.cat(parts) for parts in windows.values()]
 

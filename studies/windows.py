@@ -4,9 +4,9 @@ python -m studies.windows
 
 The first table is a step of training of windowed_gpt.py at its default sizes, for each --attention. Then comes
 attention alone, forward and backward, over 4,096 characters in texts of T: the fused kernel without windows, soft
-windows, and hard ones of T/16 and of T tokens in the median, in blocks of queries that skip what no window reaches, and
-whole. The columns: the median time, its range over the rounds, the ratio to the first row, for steps the characters
-that are trained on in a second, and the memory above that of the inputs and the weights.
+windows, and hard ones of T/16 and of T tokens in the median. Hard windows come twice: in blocks of queries that skip
+what no window reaches, and whole. The columns: the median time, its range over the rounds, the ratio to the first row,
+for steps the characters that are trained on in a second, and the memory above that of the inputs and the weights.
 """
 
 import math

@@ -3,6 +3,7 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import results.run
 
@@ -66,3 +67,15 @@ def train_tiny(rung, text, out, *flags, **options):
 def train(text_file, tmp_path):
     """Trains a rung in a folder of tmp_path: train("gpt", "--resume", out="run", max_iters=8)."""
     return lambda rung, *flags, out="run", **options: train_tiny(rung, text_file, tmp_path / out, *flags, **options)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any tensor has that an operation returns."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        found = out if isinstance(out, tuple | list) else [out]
+        self.numbers = max([self.numbers, *(part.numel() for part in found if isinstance(part, torch.Tensor))])
+        return out
