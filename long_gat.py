@@ -6,8 +6,10 @@ New against rung 7: one layer is left, and its T x T matrix is gone. Its scores 
 So every query ranks the keys alike, by t. Once they are sorted, a query's sums over its two sides are prefix sums, cut
 where t_j crosses -s_i. For a causal graph the text is halved again and again: a right half reads all of its left half.
 That is O(T log T) sums of D channels. The sorts compare O(T log^2 T) single numbers, which is less while log T < D.
+In so long a text one ranking for all is not enough. So scores fall with the distance, each head's at its own pace.
 
-Paper: Velickovic et al., "Graph Attention Networks", arXiv:1710.10903, for the layer. The rest: results/README.md.
+Papers: Velickovic et al., "Graph Attention Networks", arXiv:1710.10903, for the layer; Press et al., arXiv:2108.12409,
+for the distance (ALiBi). results/README.md says what is known of the rest.
 """
 
 import math
@@ -41,6 +43,7 @@ class Config(Flags):
     eval_interval: int = option(100, "steps between evaluations", full=250)
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
+    recency: bool = option(True, "scores fall with the distance; without, the layer is GAT as in pyg_free_gat.py")
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -135,15 +138,17 @@ class StaticAttention(torch.autograd.Function):
 
 
 class GAT(nn.Module):
-    """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j), h = W x, values h_j. Static: every i ranks the j alike. GATConv.
+    """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j - r (i - j)), h = W x, values h_j. With r = 0 it is GATConv.
 
+    With `recency`, r is 1/4, 1/16, 1/64 and 1/256 for four heads. r j belongs to t_j and r i to s_i, so the j are still
+    ranked alike for every i.
     Takes x (B, T, in_channels), returns (B, T, heads * out_channels). A cache (B, H, block_size, D + 1) keeps h and
     a_src . h. x is then the first tokens, or the one after `past` others, which reads the cache in O(past).
     """
 
-    def __init__(self, in_channels, out_channels, heads=1, negative_slope=0.2):
+    def __init__(self, in_channels, out_channels, heads=1, negative_slope=0.2, recency=False):
         super().__init__()
-        self.heads, self.negative_slope = heads, negative_slope
+        self.heads, self.negative_slope, self.recency = heads, negative_slope, recency
         self.bias = nn.Parameter(torch.zeros(heads * out_channels))
         self.lin = nn.Linear(in_channels, heads * out_channels, bias=False)
         self.att_src = nn.Parameter(torch.empty(1, heads, out_channels))
@@ -154,6 +159,10 @@ class GAT(nn.Module):
     def forward(self, x, cache=None, past=0):
         h = self.lin(x).to(self.bias.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
         s, t = ((h * att[0, :, None]).sum(dim=-1) for att in (self.att_dst, self.att_src))  # (B, H, T) each
+        if self.recency:
+            place = torch.arange(past, past + x.shape[1], device=x.device)
+            slope = 2 ** (-8 / self.heads * torch.arange(1, self.heads + 1, device=x.device))  # (H,), as in ALiBi
+            s, t = s - slope[:, None] * place, t + slope[:, None] * place
         if cache is not None:
             cache[:, :, past : past + x.shape[1]] = torch.cat((h, t[..., None]), dim=-1)
         with torch.autocast(x.device.type, enabled=False):  # sums of exponentials need float32
@@ -171,7 +180,7 @@ class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.layer = GAT(config.n_embd, config.n_embd // config.n_head, heads=config.n_head)
+        self.layer = GAT(config.n_embd, config.n_embd // config.n_head, config.n_head, recency=config.recency)
         self.projection = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, cache=None, past=0):

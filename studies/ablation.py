@@ -226,9 +226,11 @@ def table(folder=PUBLISHED):
     yield "|---|---|---|---|"
     for row in ROWS:
         if of_row := [run for (name, _), run in runs.items() if name == row]:
-            equal = STEPS * pace[ROWS[0]] / pace[row]
-            losses = spread([run[-1][1] for run in of_row]), spread([loss_at(run, equal) for run in of_row])
-            yield f"| {row} | {losses[0]} | {losses[1]} | {1000 * pace[row]:.0f} |"
+            equal_time = time = ""  # where a row was not timed
+            if row in pace:
+                steps, time = STEPS * pace[ROWS[0]] / pace[row], f"{1000 * pace[row]:.0f}"
+                equal_time = spread([loss_at(run, steps) for run in of_row])
+            yield f"| {row} | {spread([run[-1][1] for run in of_row])} | {equal_time} | {time} |"
 
 
 @dataclass

@@ -26,6 +26,8 @@ LADDER = [
     ("gpt.py", "depth, and training that is good: a GPT", "block.py", "gpt", "1.636"),
     ("modern_gpt.py", "what has changed since GPT-2", "gpt.py", "modern_gpt", ""),
     ("pyg_free_gat.py", "attention as message passing: GATv2", "gpt.py", "gatv2", ""),
+    ("windowed_gpt.py", "each query learns how far it looks", "gpt.py", "soft_window", ""),
+    ("long_gat.py", "GAT over 4,096 characters", "pyg_free_gat.py", "long_gat", ""),
 ]
 OTHERS = {  # further runs of the same rungs: after which rung's, and what is different
     "one_block": ("block.py", "[gpt.py](../gpt.py) with one block, the sizes and steps of block.py", ""),
@@ -125,10 +127,9 @@ def matched():
 
 
 def windows():
-    yield from head("`--attention`", "what it does", "parameters", "seeds", "loss", "time")
+    yield from head("`--attention`", "what it does", "parameters", "seeds", "loss")
     for name, (what, run) in ATTENTIONS.items():
-        if seeds(run):
-            yield row(f"`{name}`", what, parameters(run), len(seeds(run)), spread(losses(run)), seconds(run))
+        yield row(f"`{name}`", what, parameters(run), len(seeds(run)), spread(losses(run)))
 
 
 def full():

@@ -76,7 +76,7 @@ def test_the_whole_model_is_that_of_pyg_free_gat():
     """The same state_dict; 300 characters, B and H above 1."""
     torch.manual_seed(0)
     sizes = dict(block_size=300, n_layer=2, n_embd=16, n_head=2, dropout=0.0)
-    theirs, ours = build("pyg_free_gat", layer="gat", **sizes), build("long_gat", **sizes)
+    theirs, ours = build("pyg_free_gat", layer="gat", **sizes), build("long_gat", recency=False, **sizes)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     ours.load_state_dict(theirs.state_dict())
@@ -86,6 +86,18 @@ def test_the_whole_model_is_that_of_pyg_free_gat():
         model(ids[:, 1:]).square().sum().backward()
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters()):
         torch.testing.assert_close(mine.grad, other.grad, atol=1e-8, rtol=1e-9, msg=name)
+
+
+@pytest.mark.usefixtures("float64")
+def test_recency_is_a_score_that_falls_with_the_distance():
+    torch.manual_seed(0)
+    layer, x, H, D = long_gat.GAT(8, 4, heads=2, recency=True), torch.randn(2, 150, 8), 2, 4
+    h = layer.lin(x).unflatten(-1, (H, D)).transpose(1, 2)  # (B, H, T, D)
+    s, t = ((h * att[0, :, None]).sum(dim=-1) for att in (layer.att_dst, layer.att_src))
+    far = torch.arange(150)[:, None] - torch.arange(150)
+    fall = torch.tensor([1 / 16, 1 / 256])[:, None, None] * far  # 2^-4 and 2^-8, ALiBi's for two heads
+    scores = F.leaky_relu(s[..., None] + t[:, :, None] - fall, 0.2).masked_fill(far < 0, -math.inf)
+    torch.testing.assert_close(layer(x), (scores.softmax(dim=-1) @ h).transpose(1, 2).flatten(2), atol=1e-11, rtol=0)
 
 
 def test_a_second_derivative_is_refused():
