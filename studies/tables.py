@@ -113,10 +113,10 @@ def elsewhere():
 
 
 def layers():
-    yield from head("`--layer`", "score e_ij", "value", "parameters", "loss", "loss, parameters matched")
+    yield from head("`--layer`", "score e_ij", "value", "loss", "loss, parameters matched")
     for run, (score, value, equal) in LAYERS.items():
         cells = f"{losses(run)[0]:.3f}", spread(losses(equal)) if equal else ""
-        yield row(f"`{run}`", score, value, parameters(run), *cells)
+        yield row(f"`{run}`", score, value, *cells)
 
 
 def matched():
