@@ -31,6 +31,7 @@ layers() {
     for layer in dot gatv2 gat mean max; do
         run $layer 1 pyg_free_gat.py --layer $layer
     done
+    run long_gat 1 long_gat.py
 }
 
 matched() { # as many parameters as the dot product has, to 2%
