@@ -39,7 +39,7 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
     script = (ROOT / "studies" / "reproduce.sh").read_text(encoding="utf-8").replace("/sample.txt", "/no such file")
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "reproduce.sh").write_text(script, encoding="utf-8")
-    command = ["bash", tmp_path / "studies" / "reproduce.sh", "ladder", "layers", "matched", "long", "full"]
+    command = ["bash", tmp_path / "studies" / "reproduce.sh", "ladder", "layers", "matched", "windows", "long", "full"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     for folder in (ROOT / "results" / "published").glob("*/config.json"):
