@@ -54,7 +54,7 @@ class Config(Flags):
 
 
 def pick(rows, index):
-    """The rows (..., n, K) that index (..., m) names: (..., m, K). take_along_dim is seven times slower."""
+    """The rows (..., n, K) that index (..., m) names: (..., m, K). As take_along_dim, which is far slower on a CPU."""
     n, K = rows.shape[-2:]
     first = torch.arange(0, rows[..., 0].numel(), n, device=rows.device).view(*index.shape[:-1], 1)
     return F.embedding(first + index, rows.reshape(-1, K))
@@ -126,22 +126,24 @@ class StaticAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         """With P the weights and G = grad: dV = P^T G, and dL/de_ij = P_ij (G_i . V_j - G_i . out_i)."""
-        s, t, V, out, above, L = ctx.saved_tensors  # above: i's weights with slope 1, times V and 1; L: log sum exp
+        # `above` is what the j with t_j > -s_i give to V and to 1; L is the logarithm of the sum of exponentials.
+        s, t, V, out, above, L = ctx.saved_tensors
         dot = (grad * out).sum(dim=-1, keepdim=True)  # (N, T, 1)
         # Each j now sums over the i that read it. P_ij = exp(e_ij - L_i): the same sums, s and t exchanged.
         steep, flat = causal_sums(t, torch.zeros_like(t), s, -L, torch.cat((grad, dot), dim=-1), ctx.slope, later=True)
         dV, (dP, dots) = (steep + flat)[..., :-1], (steep + ctx.slope * flat).split((V.shape[-1], 1), dim=-1)
         dt = (dP * V).sum(dim=-1) - dots[..., 0]
         read, weight = above.split((V.shape[-1], 1), dim=-1)
-        ds = (1 - ctx.slope) * ((grad * read).sum(dim=-1) - (dot * weight)[..., 0])  # the flat side's is - the steep's
+        # Over all j, dL/de_ij adds up to 0: what the steep side has, the flat side has with the other sign.
+        ds = (1 - ctx.slope) * ((grad * read).sum(dim=-1) - (dot * weight)[..., 0])
         return ds, dt, dV, None
 
 
 class GAT(nn.Module):
     """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j - r (i - j)), h = W x, values h_j. With r = 0 it is GATConv.
 
-    With `recency`, r is 1/4, 1/16, 1/64 and 1/256 for four heads. r j belongs to t_j and r i to s_i, so the j are still
-    ranked alike for every i.
+    With `recency`, r is 1/4, 1/16, 1/64 and 1/256 for four heads. r j goes into t_j and r i into s_i, so that every i
+    still ranks the j alike.
     Takes x (B, T, in_channels), returns (B, T, heads * out_channels). A cache (B, H, block_size, D + 1) keeps h and
     a_src . h. x is then the first tokens, or the one after `past` others, which reads the cache in O(past).
     """
@@ -161,8 +163,8 @@ class GAT(nn.Module):
         s, t = ((h * att[0, :, None]).sum(dim=-1) for att in (self.att_dst, self.att_src))  # (B, H, T) each
         if self.recency:
             place = torch.arange(past, past + x.shape[1], device=x.device)
-            slope = 2 ** (-8 / self.heads * torch.arange(1, self.heads + 1, device=x.device))  # (H,), as in ALiBi
-            s, t = s - slope[:, None] * place, t + slope[:, None] * place
+            r = 2 ** (-8 / self.heads * torch.arange(1, self.heads + 1, device=x.device))  # (H,), the slopes of ALiBi
+            s, t = s - r[:, None] * place, t + r[:, None] * place
         if cache is not None:
             cache[:, :, past : past + x.shape[1]] = torch.cat((h, t[..., None]), dim=-1)
         with torch.autocast(x.device.type, enabled=False):  # sums of exponentials need float32

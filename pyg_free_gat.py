@@ -242,12 +242,12 @@ class Max(Mean):
     def forward(self, x, adjacency):
         if not hasattr(adjacency, "causal"):  # found once for all layers, since a GPU must be waited for
             adjacency.causal = torch.equal(adjacency, torch.ones_like(adjacency).tril())
-        with torch.no_grad():  # unless causal, finds the j for one i at a time: no tensor is (B, T, T, C)
-            rows = (
-                () if adjacency.causal else log_adjacency(adjacency, x.dtype).unbind(dim=-2)
-            )  # T of (1, T), (B, 1, T)
-            j = [(x + row.transpose(-2, -1)).max(dim=-2).indices for row in rows]  # T of (B, C)
-            j = torch.stack(j, dim=-2) if j else x.cummax(dim=-2).indices  # (B, T, C)
+        with torch.no_grad():
+            if adjacency.causal:
+                j = x.cummax(dim=-2).indices  # (B, T, C)
+            else:  # for one i at a time, so that no tensor is (B, T, T, C)
+                rows = log_adjacency(adjacency, x.dtype).unbind(dim=-2)  # T of (1, T) or (B, 1, T)
+                j = torch.stack([(x + row.transpose(-2, -1)).max(dim=-2).indices for row in rows], dim=-2)
         return self.lin(x.gather(-2, j) * adjacency.any(dim=-1, keepdim=True).to(x.dtype))
 
 

@@ -40,11 +40,7 @@ class Config(Flags):
     eval_interval: int = option(100, "steps between evaluations", full=250)
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
-    attention: str = option(
-        "soft_window",
-        "windows limit how far queries look; the others tell of it",
-        choices=ATTENTIONS,
-    )
+    attention: str = option("soft_window", "what limits how far queries look, or is told of it", choices=ATTENTIONS)
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -126,8 +122,8 @@ class HardWindow(SoftWindow):
         for n in range(0, q.shape[2], self.block):
             rows, end, first = slice(n, n + self.block), min(past + n + self.block, k.shape[2]), 0
             if end > self.block and not torch.compiler.is_compiling():
-                longest = 1 / slope[:, :, rows].amin().nan_to_num().clamp(min=1 / end)
-                first = max(0, past + n - int(longest))  # asks the device
+                longest = 1 / slope[:, :, rows].amin().nan_to_num().clamp(min=1 / end)  # if nan, the loss will say so
+                first = max(0, past + n - int(longest))  # waits for the device
             i, j = torch.arange(past + n, end, device=x.device)[:, None], torch.arange(first, end, device=x.device)
             near = 1 - (i - j + 1) * slope[:, :, rows]  # (B, H, i, j)
             inside = (near > 0) & (i >= j)
@@ -184,6 +180,7 @@ class Silent(nn.Linear):
 
 
 def mlp(wide, out):
+    """From what the heads tell, (..., wide), to (..., out)."""
     return nn.Sequential(nn.Linear(wide, 4 * wide), nn.GELU(), Silent(4 * wide, out))
 
 
@@ -191,11 +188,12 @@ class Block(nn.Module):
     """Communication, then computation. Each reads the residual stream x (B, T, C) and adds to it."""
 
     attentions = {"plain": Attention, "soft_window": SoftWindow, "hard_window": HardWindow, "head_gate": HeadGate}
+    attentions |= {"location_mlp": Looking, "location_gate": Looking}
 
     def __init__(self, config):
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.n_embd)
-        self.attention = self.attentions.get(config.attention, Looking)(config)
+        self.attention = self.attentions[config.attention](config)
         self.norm_2 = nn.LayerNorm(config.n_embd)
         self.feed_forward = nn.Sequential(
             nn.Linear(config.n_embd, 4 * config.n_embd),
@@ -215,7 +213,8 @@ class LocationMLP(Block):
 
     def __init__(self, config):
         super().__init__(config)
-        self.scale, self.shift = (nn.Parameter(torch.full((2 * config.n_head,), start)) for start in (1.0, 0.0))
+        self.scale = nn.Parameter(torch.ones(2 * config.n_head))
+        self.shift = nn.Parameter(torch.zeros(2 * config.n_head))
         self.where = Silent(2 * config.n_head, 4 * config.n_embd, bias=False)
 
     def forward(self, x, cache=None, past=0):
@@ -226,8 +225,8 @@ class LocationMLP(Block):
             cache[1][:, past : past + x.shape[1]] = where
             so_far = cache[1][:, : past + x.shape[1]]
         mean = so_far.cumsum(dim=1) / torch.arange(1, so_far.shape[1] + 1, device=x.device)[:, None]
-        where = F.layer_norm((where - mean[:, past:]) * self.scale + self.shift, self.scale.shape)
-        hidden = self.feed_forward[0](self.norm_2(x)) + self.where(where)  # one linear map of both, side by side
+        where = F.layer_norm((where - mean[:, past:]) * self.scale + self.shift, where.shape[2:])
+        hidden = self.feed_forward[0](self.norm_2(x)) + self.where(where)  # as one linear map of the two, concatenated
         return x + self.dropout(self.feed_forward[1:](hidden))
 
 

@@ -116,10 +116,10 @@ class SoftWindow(windowed_gpt.SoftWindow):
     """The attention of windowed_gpt.py for queries and keys as modern_gpt.py makes them. Without a cache."""
 
     def forward(self, x, rotation, cache=None, past=0):
-        heads = (f(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        q, k, v = heads  # (B, H, T, D) each
+        linears = (self.query, self.key, self.value)
+        q, k, v = (f(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for f in linears)  # (B, H, T, D) each
         q, k = modern_gpt.rotate(modern_gpt.norm(torch.stack((q, k))), rotation)
-        read, _ = self.attend(x, 2 * q, k, v, past)
+        read, _ = self.attend(x, 2 * q, k, v, past)  # modern_gpt.py's scores are twice as large
         return self.projection(read.transpose(1, 2).flatten(2))
 
 

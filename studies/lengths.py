@@ -51,8 +51,8 @@ def graph_attention(attend, T):
     """A case: scores of deviation 1, and values."""
 
     def case(flags):
-        T_ = 64 if flags.quick else T
-        parts = [torch.randn(H, T_, *last, device=flags.device, requires_grad=True) for last in ((), (), (D,))]
+        length = 64 if flags.quick else T
+        parts = [torch.randn(H, length, *last, device=flags.device, requires_grad=True) for last in ((), (), (D,))]
         return timed(lambda: attend(*parts, SLOPE), parts, flags)
 
     return case
@@ -60,14 +60,16 @@ def graph_attention(attend, T):
 
 def dot_product(T):
     def case(flags):
-        T_ = 64 if flags.quick else T
-        parts = [torch.randn(1, H, T_, D, device=flags.device, requires_grad=True) for _ in range(3)]
+        length = 64 if flags.quick else T
+        parts = [torch.randn(1, H, length, D, device=flags.device, requires_grad=True) for _ in range(3)]
         return timed(lambda: F.scaled_dot_product_attention(*parts, is_causal=True), parts, flags)
 
     return case
 
 
 def timed(forward, parts, flags):
+    """What is called and timed: the forward pass, and the way back unless --forward."""
+
     def once():
         with torch.no_grad():
             forward()

@@ -259,7 +259,7 @@ def draw_windows(path, runs):
         axes.axhline(model.config.block_size, color=GREY, linestyle="--", zorder=0)
         axes.set(yscale="log", xticks=[n * (H + 1) + (H - 1) / 2 for n in range(len(blocks))])
         axes.set_xticklabels([f"block {n + 1}" for n in range(len(blocks))])
-        axes.set_title(f"{Path(run).name}: window of each head, in characters", loc="left", fontsize=9)
+        axes.set_title(f"{Path(run).name}: window of each head; dashed: the context", loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 

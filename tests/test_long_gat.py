@@ -9,12 +9,7 @@ from torch.nn import functional as F
 
 import long_gat
 from long_gat import StaticAttention
-
-
-def dense(s, t, V, slope):
-    scores = F.leaky_relu(s[:, :, None] + t[:, None], slope)
-    masked = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    return scores.masked_fill(masked, -math.inf).softmax(dim=-1) @ V
+from studies.lengths import dense
 
 
 def inputs(T, deviation, N=3, D=5):
@@ -98,6 +93,14 @@ def test_recency_is_a_score_that_falls_with_the_distance():
     fall = torch.tensor([1 / 16, 1 / 256])[:, None, None] * far  # 2^-4 and 2^-8, ALiBi's for two heads
     scores = F.leaky_relu(s[..., None] + t[:, :, None] - fall, 0.2).masked_fill(far < 0, -math.inf)
     torch.testing.assert_close(layer(x), (scores.softmax(dim=-1) @ h).transpose(1, 2).flatten(2), atol=1e-11, rtol=0)
+
+
+def test_recency_over_32768_tokens_leaves_float32_some_digits():
+    torch.manual_seed(0)
+    layer, x = long_gat.GAT(16, 4, heads=4, recency=True), torch.randn(1, 32768, 16)
+    with torch.no_grad():
+        ours, exact = layer(x), layer.double()(x.double())
+    assert (ours - exact).abs().max() < 2e-3 * exact.abs().max()
 
 
 def test_a_second_derivative_is_refused():

@@ -49,7 +49,7 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
 
 
 def test_it_is_read_to_its_end():
-    assert len(README.encode()) <= 12 * 1024
+    assert len(README.encode()) <= 12_000
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["a layer of one's own", "a convolution of PyTorch Geometric"])
