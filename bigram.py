@@ -65,7 +65,7 @@ def counted_loss(data):
             counts += torch.bincount(V * x.long() + y, minlength=V * V)
     table = (train + 1).view(V, V)
     table = (table / table.sum(dim=1, keepdim=True)).log()
-    return -(val * table.flatten()).sum().item() / val.sum().item()
+    return -(val * table.flatten()).sum().item() / data.characters(data.splits["val"][1:])
 
 
 # ---------------------------------------------------------------- Training
@@ -84,7 +84,7 @@ def evaluate(model, data, whole=True):
     losses, count = [], 0
     for x, y in data.windows("val", whole):
         losses.append(loss_of(model, x, y, "sum"))
-        count += y.numel()
+        count += data.characters(y)
     model.train()
     return total(sum(loss.item() for loss in losses)) / total(count)  # over the processes, each with its share
 

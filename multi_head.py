@@ -109,7 +109,7 @@ def evaluate(model, data, whole=True):
     losses, count = [], 0
     for x, y in data.windows("val", whole):
         losses.append(loss_of(model, x, y, "sum"))
-        count += y.numel()
+        count += data.characters(y)
     model.train()
     return total(sum(loss.item() for loss in losses)) / total(count)  # over the processes, each with its share
 

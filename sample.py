@@ -19,7 +19,7 @@ import multi_head
 import pyg_free_gat
 import single_head
 import windowed_gpt
-from data import CharTokenizer, UserError, choose_device
+from data import UserError, choose_device, tokenizer_of
 from results import load_best, option, parse, run_main, sample_text
 from results.options import saved_options
 
@@ -41,10 +41,10 @@ RUNGS = {
 class Config:
     run: str = option(MISSING, "folder of the run, like results/gpt")
     prompt: str = option("", "text to continue; without one, a new line")
-    max_new_tokens: int = option(500, "characters to write")
+    max_new_tokens: int = option(500, "tokens to write, which are characters or what --vocab_size made")
     num_samples: int = option(1, "texts to write")
-    temperature: float = option(0.8, "below 1 writes more safely, above 1 more wildly; 0 takes the likeliest character")
-    top_k: int = option(0, "draw from the k likeliest characters only; 0 draws from all", least=0)
+    temperature: float = option(0.8, "below 1 writes more safely, above 1 more wildly; 0 takes the likeliest token")
+    top_k: int = option(0, "draw from the k likeliest tokens only; 0 draws from all", least=0)
     top_p: float = option(1.0, "draw from the likeliest ones that reach this probability together", above=0, most=1)
     seed: int = option(1, "seed of the draws", least=0, below=2**63)
     device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
@@ -69,7 +69,7 @@ def load(folder, device, layers=""):
         layer = state["config"].get("layer")
         if layer and layer not in module.LAYERS:
             raise UserError(f"{folder}: its layer {layer!r} is unknown; --layers FILE runs the file that adds it")
-        tokenizer = CharTokenizer(state["alphabet"])
+        tokenizer = tokenizer_of(state["tokenizer"])
         if not len(tokenizer):
             raise ValueError
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims

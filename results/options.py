@@ -23,6 +23,7 @@ class Flags:
     device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
     seed: int = option(1, "seed of the weights, the batches, the dropout and the sample", least=0, below=2**63)
     data: str = option("", "train on this UTF-8 text file instead of tinyshakespeare")
+    vocab_size: int = option(0, "V: tokens, byte pairs that are learned on the training split; 0: characters", least=0)
     out: str = option("", "write the run to this folder instead of results/ and the script's name")
     resume: bool = option(False, "go on with the run in --out where it stopped")
     mfu: bool = option(False, "measure the device's peak speed and show which share of it training reaches")

@@ -27,7 +27,7 @@ from .options import rung_of
 from .sampling import sample_text
 from .utilisation import peak_flops, training_flops
 
-SAMPLE_LENGTH = 1000  # characters that a run writes at its end
+SAMPLE_LENGTH = 1000  # characters that a run writes at its end, about
 SAVE_INTERVAL = 60  # seconds between checkpoints, at most
 LOG_INTERVAL = 10  # steps from one row of metrics.csv to the next; a row has the mean training loss since the last one
 COLUMNS = "step,tokens,seconds,train_loss,val_loss"  # the first line of metrics.csv
@@ -161,6 +161,7 @@ class Run:
         if val_loss is None and step > 1 and step % LOG_INTERVAL:
             return
         train_loss = mean(torch.stack(self.losses).mean().item())  # .item() waits for the device
+        train_loss /= self.data.token_length  # now nats per character, as the validation loss is
         now, (last_step, last_time) = time.perf_counter(), self.logged
         if val_loss is None or self.config.eval_interval <= LOG_INTERVAL or math.isnan(self.pace):
             self.pace = (now - last_time) / (step - last_step)  # seconds a step, evaluations left out if possible
@@ -209,6 +210,8 @@ class Run:
         if val_loss is not None:
             line += f"  val {val_loss:.4f} ({val_loss / math.log(2):.4f} bits/char)"
         line += f"  {self.batch / self.pace:,.0f} tokens/s"
+        if self.data.token_length != 1:
+            line += f" ({self.batch * self.data.token_length / self.pace:,.0f} characters/s)"
         if self.config.mfu:
             line += f" ({self.flops / self.pace / self.peak:.0%} MFU)"
         line += f"  ETA {eta}"
@@ -235,7 +238,7 @@ class Run:
             "step": self.step,
             "seconds": time.perf_counter() - self.start,
             "config": asdict(self.config),
-            "alphabet": self.data.tokenizer.alphabet,
+            "tokenizer": self.data.tokenizer.state,
             "corpus_sha256": self.data.sha256,
             "metrics": self.metrics,
             "losses": losses,
@@ -314,7 +317,8 @@ class Run:
         if best["step"] < self.step:
             self.model.load_state_dict(best["model"])
             print(f"the text is by the weights of step {best['step']}, whose validation loss is the lowest: {BEST}")
-        sample = dict(max_new_tokens=SAMPLE_LENGTH, seed=self.config.seed, temperature=0.8)
+        length = round(SAMPLE_LENGTH / self.data.token_length)
+        sample = dict(max_new_tokens=length, seed=self.config.seed, temperature=0.8)
         (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
         self.write("sample.txt", text)
         files = "config.json metrics.csv checkpoint.pt best.pt loss.png sample.txt"

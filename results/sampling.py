@@ -25,11 +25,10 @@ def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
 def sample_text(model, generate, tokenizer, max_new_tokens, prompt="", num_samples=1, seed=1, **choice):
     """The prompt with a continuation, `num_samples` times; `generate` is the rung's, `choice` sample_token's.
 
-    Without a prompt the text starts after a line end, or after the alphabet's first character if it has none.
-    Raises UserError for a prompt with a character outside the alphabet.
+    Without a prompt the text starts after tokenizer.start. Raises UserError for a character that has no id.
     """
-    prompt = prompt or ("\n" if "\n" in tokenizer.alphabet else tokenizer.alphabet[0])
     device = next(model.parameters()).device
-    ids = tokenizer.encode(prompt).expand(num_samples, -1).to(device)  # (B, T)
+    ids = (tokenizer.encode(prompt) if prompt else tokenizer.start).expand(num_samples, -1).to(device)  # (B, T)
     ids = generate(model, ids, max_new_tokens, generator=torch.Generator(device).manual_seed(seed), **choice)
-    return [tokenizer.decode(row) for row in ids.tolist()]
+    texts = map(tokenizer.decode, ids.tolist())
+    return [text.encode(errors="replace").decode() for text in texts]  # bytes that form no character become ?

@@ -223,7 +223,7 @@ def bad_files(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     save_checkpoint(folder / "alien", {"rung": "elsewhere", "model": {}})
-    save_checkpoint(folder / "older", {"rung": "gpt", "model": {}, "alphabet": "ab", "config": {"n_layer": 2}})
+    save_checkpoint(folder / "older", {"rung": "gpt", "model": {}, "tokenizer": "ab", "config": {"n_layer": 2}})
     return folder
 
 
