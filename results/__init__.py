@@ -9,5 +9,6 @@ from .flags import run_main as run_main
 from .options import Flags as Flags
 from .options import parse_config as parse_config
 from .run import Run as Run
+from .sampling import Sampling as Sampling
 from .sampling import sample_text as sample_text
 from .sampling import sample_token as sample_token

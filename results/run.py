@@ -24,7 +24,7 @@ from data.processes import mean, rank, several, world_size
 from .checkpoint import BEST, load_best, load_checkpoint, save_checkpoint
 from .flags import in_notebook
 from .options import rung_of
-from .sampling import sample_text
+from .sampling import Sampling, sample_text
 from .utilisation import peak_flops, training_flops
 
 SAMPLE_LENGTH = 1000  # characters that a run writes at its end, about
@@ -318,8 +318,8 @@ class Run:
             self.model.load_state_dict(best["model"])
             print(f"the text is by the weights of step {best['step']}, whose validation loss is the lowest: {BEST}")
         length = round(SAMPLE_LENGTH / self.data.token_length)
-        sample = dict(max_new_tokens=length, seed=self.config.seed, temperature=0.8)
-        (text,) = sample_text(self.model, generate, self.data.tokenizer, **sample)
+        how = Sampling(max_new_tokens=length)
+        (text,) = sample_text(self.model, generate, self.data.tokenizer, how, self.config.seed)
         self.write("sample.txt", text)
         files = "config.json metrics.csv checkpoint.pt best.pt loss.png sample.txt"
         print(f"{text}\n\n{self.folder}: {files}", flush=True)

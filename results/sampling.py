@@ -1,4 +1,20 @@
+from dataclasses import dataclass
+
 import torch
+
+from .flags import option
+
+
+@dataclass
+class Sampling:
+    """The options of writing. `sample_text` and `sample_token` take them."""
+
+    prompt: str = option("", "text to continue; without one, a new line")
+    max_new_tokens: int = option(500, "tokens to write: characters, or what --vocab_size made")
+    num_samples: int = option(1, "texts to write")
+    temperature: float = option(0.8, "below 1 writes more safely, above 1 more wildly; 0 takes the likeliest token")
+    top_k: int = option(0, "draw from the k likeliest tokens only; 0 draws from all", least=0)
+    top_p: float = option(1.0, "draw from the likeliest ones that reach this probability together", above=0, most=1)
 
 
 def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
@@ -22,13 +38,15 @@ def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return tokens.gather(-1, chances.argmax(-1, keepdim=True))
 
 
-def sample_text(model, generate, tokenizer, max_new_tokens, prompt="", num_samples=1, seed=1, **choice):
-    """The prompt with a continuation, `num_samples` times; `generate` is the rung's, `choice` sample_token's.
+def sample_text(model, generate, tokenizer, how, seed=1):
+    """The prompt with a continuation, `how.num_samples` times; `generate` is the rung's, `how` a Sampling.
 
     Without a prompt the text starts after tokenizer.start. Raises UserError for a character that has no id.
     """
     device = next(model.parameters()).device
-    ids = (tokenizer.encode(prompt) if prompt else tokenizer.start).expand(num_samples, -1).to(device)  # (B, T)
-    ids = generate(model, ids, max_new_tokens, generator=torch.Generator(device).manual_seed(seed), **choice)
+    ids = tokenizer.encode(how.prompt) if how.prompt else tokenizer.start
+    ids = ids.expand(how.num_samples, -1).to(device)  # (B, T)
+    choice = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+    ids = generate(model, ids, how.max_new_tokens, generator=torch.Generator(device).manual_seed(seed), **choice)
     texts = map(tokenizer.decode, ids.tolist())
     return [text.encode(errors="replace").decode() for text in texts]  # bytes that form no character become ?

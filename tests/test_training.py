@@ -17,7 +17,11 @@ from data import Dataset, UserError, corpus
 
 
 def dataset(path="", block_size=16, batch_size=4):
-    return Dataset(SimpleNamespace(data=str(path), block_size=block_size, batch_size=batch_size, device="cpu", seed=1))
+    return Dataset(
+        SimpleNamespace(
+            vocab_size=0, data=str(path), block_size=block_size, batch_size=batch_size, device="cpu", seed=1
+        )
+    )
 
 
 @pytest.mark.parametrize("rung", RUNGS)
