@@ -79,6 +79,7 @@ class Run:
             "config": asdict(config),
             "parameters": parameters,
             "corpus_sha256": data.sha256,
+            "characters_per_token": data.token_length,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "machine": machine(self.device) + f", {world_size()} processes" * several(),
         }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows long full, or some
-# of these. They come into results/reproduced/, beside those in results/published/, whose losses they come close to: to
+# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows tokens long full,
+# or some of these. They come into results/reproduced/, beside those in results/published/, whose losses they come close to: to
 # the last bit only with the same processor, versions and threads (see config.json). A run that is done, whose
 # sample.txt is what comes last, is left alone; one that was stopped goes on. The ablation and the speed tables have
 # their own commands.
@@ -50,6 +50,16 @@ windows() { # --attention plain is gpt.py
     done
 }
 
+tokens() { # as many steps as take the time of those with characters, of 300 and of 200
+    for seed in 1 2 3; do
+        for steps in 0:300:200 512:300:200 1024:280:180 4096:184:134; do
+            IFS=: read -r size gpt modern <<<"$steps"
+            run tokens_gpt_$size $seed gpt.py --vocab_size $size --max_iters $gpt --eval_interval $gpt
+            run tokens_modern_gpt_$size $seed modern_gpt.py --vocab_size $size --max_iters $modern --eval_interval $modern
+        done
+    done
+}
+
 long() { # below 1.4697, which nanoGPT has from three minutes of an A100
     for seed in 1 2; do
         run long $seed modern_gpt.py --n_layer 6 --n_embd 256 --batch_size 8 --learning_rate 6e-3 --weight_decay 0.3 --max_iters 1700 --eval_interval 340
@@ -67,7 +77,7 @@ full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its step
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, long, full" >&2; exit 2; }
+    [[ " ladder layers matched windows tokens long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, tokens, long, full" >&2; exit 2; }
 done
 for group; do
     $group

@@ -48,6 +48,7 @@ ATTENTIONS = {  # of windowed_gpt.py: what it does, and its run
     "location_mlp": ("tells the feed-forward where they look", "location_mlp"),
     "location_gate": ("scales and shifts channels by where they look", "location_gate"),
 }
+TOKENS = ("0", "512", "1024", "4096")  # --vocab_size
 FULL = {  # what was run, and what gpt-pyg-attention's plot reads for it
     "full_dot": ("`--layer dot`", "1.50"),
     "full_dot_no_dropout": ("`--layer dot --dropout 0`", "1.50"),
@@ -132,6 +133,16 @@ def windows():
         yield row(f"`{name}`", what, parameters(run), len(seeds(run)), spread(losses(run)))
 
 
+def tokens():
+    yield from head("`--vocab_size`", "characters a token", "rung", "parameters", "steps", "nats", "bits", "time")
+    for size in TOKENS:
+        for rung in ("gpt", "modern_gpt"):
+            run = f"tokens_{rung}_{size}"
+            nats, bits = spread(losses(run)), spread([loss / math.log(2) for loss in losses(run)])
+            length, steps = about(run)["characters_per_token"], about(run)["config"]["max_iters"]
+            yield row(size, f"{length:.2f}", f"`{rung}.py`", parameters(run), steps, nats, bits, seconds(run))
+
+
 def full():
     yield from head("run", "parameters", "steps", "characters", "validation loss", "time", "elsewhere")
     for run, (flags, elsewhere) in FULL.items():
@@ -157,6 +168,7 @@ TABLES = {
     "layers": layers,
     "matched": matched,
     "windows": windows,
+    "tokens": tokens,
     "full": full,
     "ablation": ablation.table,
     "pyg": pyg,

@@ -39,13 +39,15 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
     script = (ROOT / "studies" / "reproduce.sh").read_text(encoding="utf-8").replace("/sample.txt", "/no such file")
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "reproduce.sh").write_text(script, encoding="utf-8")
-    command = ["bash", tmp_path / "studies" / "reproduce.sh", "ladder", "layers", "matched", "windows", "long", "full"]
+    command = ["bash", tmp_path / "studies" / "reproduce.sh", "ladder", "layers", "matched"]
+    command += ["windows", "tokens", "long", "full"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     for folder in (ROOT / "results" / "published").glob("*/config.json"):
-        made_by = json.loads(folder.read_text(encoding="utf-8").replace("/published/", "/reproduced/"))["commands"]
-        assert {line.removesuffix(" --resume") for line in made_by} <= set(printed), folder
-        assert len((folder.parent / "sample.txt").read_text(encoding="utf-8")) == 1001
+        about = json.loads(folder.read_text(encoding="utf-8").replace("/published/", "/reproduced/"))
+        assert {line.removesuffix(" --resume") for line in about["commands"]} <= set(printed), folder
+        if not about["config"].get("vocab_size"):
+            assert len((folder.parent / "sample.txt").read_text(encoding="utf-8")) == 1001
 
 
 def test_it_is_read_to_its_end():
