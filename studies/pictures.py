@@ -4,10 +4,10 @@ python -m studies.pictures                                            # all that
 python -m studies.pictures --run results/mine --text "To be, or not"  # what the heads of a run attend to
 
 graph.png: a causal context as a graph, its adjacency matrix and attention weights on it. head.png: attention, matrix by
-matrix. block.png: a block of a GPT. lookup.png: what GAT cannot look up. attention-RUN.png: what each head attends to.
-rankings.png: in which order each query has the keys, in trained runs of GAT, GATv2 and the dot product. windows.png:
-how far the queries of windowed_gpt.py look. The last three need the checkpoints that `bash studies/reproduce.sh ladder
-layers windows` leaves in results/reproduced/.
+matrix. block.png: a block of a GPT. tokens.png: a line cut into its tokens. lookup.png: what GAT cannot look up.
+attention-RUN.png: what each head attends to. rankings.png: in which order each query has the keys, in trained runs of
+GAT, GATv2 and the dot product. windows.png: how far the queries of windowed_gpt.py look. The last three need the
+checkpoints that `bash studies/reproduce.sh ladder layers windows` leaves in results/reproduced/.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 import pyg_free_gat
 import sample
-from data import Dataset, UserError
+from data import BPETokenizer, Dataset, UserError
+from data.corpus import tinyshakespeare
 from pyg_free_gat import GAT, GATv2
 from results import option, parse, run_main
 from results.plot import RESULTS
@@ -361,6 +362,34 @@ def draw_block(path):
     figure.savefig(path, dpi=120)
 
 
+# ---------------------------------------------------------------- Tokens
+
+
+def draw_tokens(path, text="O Romeo, Romeo! wherefore art thou Romeo?", sizes=(512, 1024, 4096)):
+    """A line cut into its tokens: characters, and byte pairs learned on tinyshakespeare's training split."""
+    play = tinyshakespeare().decode()
+    merges = BPETokenizer.of(play[: int(0.9 * len(play))], max(sizes)).merges  # fewer tokens are the first of them
+    tokenizers = {f"{size:,} tokens": BPETokenizer(merges[: size - 256]) for size in sizes}
+    lines = {"characters": [*text]}
+    lines |= {name: [t.decode([i]) for i in t.encode(text)] for name, t in tokenizers.items()}
+    figure = Figure(figsize=(8.3, 1.9), layout="constrained")
+    axes = figure.subplots()
+    for y, (name, tokens) in enumerate(lines.items()):
+        start = 0
+        for token in tokens:
+            box = FancyBboxPatch((start + 0.1, y - 0.32), len(token) - 0.2, 0.64, "round,pad=0,rounding_size=0.15")
+            box.set(facecolor="#CFE3F1", edgecolor=BLUE, linewidth=0.8)
+            axes.add_patch(box)
+            start += len(token)
+        for x, character in enumerate(text):
+            axes.text(x + 0.5, y, character, ha="center", va="center", family="DejaVu Sans Mono", fontsize=9)
+        axes.text(-0.4, y, name, ha="right", va="center", fontsize=9)
+        axes.text(len(text) + 0.4, y, len(tokens), va="center", fontsize=9)
+    axes.set(xlim=(-8, len(text) + 2), ylim=(len(lines) - 0.5, -0.5))
+    axes.axis("off")
+    figure.savefig(path, dpi=150)
+
+
 # ---------------------------------------------------------------- main()
 
 
@@ -383,7 +412,7 @@ def main(argv=None):
     flags = parse(Flags, argv)
     out, runs = Path(flags.out), [flags.run]
     if not flags.run:
-        for draw in (draw_graph, draw_head, draw_block, draw_lookup):
+        for draw in (draw_graph, draw_head, draw_block, draw_tokens, draw_lookup):
             path = out / f"{draw.__name__.removeprefix('draw_')}.png"
             draw(path)
             print(path, flush=True)

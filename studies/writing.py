@@ -1,14 +1,19 @@
-"""How much faster does a model write that keeps its keys and values? 1,000 characters at full size.
+"""How much faster does a model write that keeps its keys and values? 1,000 characters at full size, and GPT-2.
 
 python -m studies.writing
 
 A table for each model that has such a cache. Its rows: with the cache; without it, over the same windows; without it,
 over a window that moves by one character, as nanoGPT's does. The columns: the median time, its range over the rounds,
-the ratio to writing with the cache, and the characters that are written in a second.
+the ratio to writing with the cache, and the characters that are written in a second. The last table is of random
+weights of GPT-2's size and 200 tokens, each the likeliest: gpt2.py beside Hugging Face's generate(), both with a cache.
 """
+
+import importlib.util
+import tempfile
 
 import torch
 
+import gpt2
 from results import run_main, sample_token
 from studies import measure
 from studies.measure import full_sizes, model_of
@@ -42,7 +47,39 @@ def writing(name, way=None, **how):
     return case
 
 
+def writing_gpt2(ours):
+    """A case: GPT-2 writes, as gpt2.py loads it from a file, or as Hugging Face's transformers does."""
+
+    def case(flags):
+        import transformers
+
+        sizes = dict(n_layer=1, n_head=2, n_embd=16) if flags.quick else {}
+        with tempfile.TemporaryDirectory() as folder:
+            transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(folder)
+            _, model = gpt2.load(gpt2.Config(weights=folder), range(50257))
+            theirs = transformers.GPT2LMHeadModel.from_pretrained(folder)
+        start, tokens = torch.zeros(1, 1, dtype=torch.long, device=flags.device), 20 if flags.quick else 200
+        how = dict(attention_mask=torch.ones_like(start), do_sample=False, eos_token_id=None)
+
+        def call():
+            if ours:
+                gpt2.generate(model.to(flags.device), start, tokens, temperature=0)
+            else:
+                theirs.to(flags.device).generate(start, max_new_tokens=tokens, **how)
+            return tokens
+
+        return call
+
+    return case
+
+
 def tables():
+    gpt2s = {}
+    if importlib.util.find_spec("transformers"):
+        gpt2s["GPT-2 writes 200 tokens, float32"] = {
+            "gpt2.py": writing_gpt2(ours=True),
+            "Hugging Face's generate": writing_gpt2(ours=False),
+        }
     return {
         f"Writing 1,000 characters at full size, float32, {name}.py": {
             "with the cache": writing(name),
@@ -50,7 +87,7 @@ def tables():
             "without, a window that moves by one, as nanoGPT does": writing(name, generate_uncached, slide=True),
         }
         for name in ("gpt", "modern_gpt")
-    }
+    } | gpt2s
 
 
 if __name__ == "__main__":

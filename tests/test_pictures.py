@@ -10,6 +10,7 @@ PICTURES = {
     "graph": pictures.draw_graph,
     "head": pictures.draw_head,
     "block": pictures.draw_block,
+    "tokens": lambda path: pictures.draw_tokens(path, sizes=(260, 300)),
     "lookup": lambda path: pictures.draw_lookup(path, sizes=(2, 3), steps=2),
 }
 
