@@ -16,6 +16,7 @@ CONTEXTS = (64, 256, 1024, 4096)
 
 def tables():
     models = {"gpt.py": ("gpt", {}), "modern_gpt.py": ("modern_gpt", {})}
+    models |= {"windowed_gpt.py": ("windowed_gpt", {}), "long_gat.py": ("long_gat", {})}
     models |= {f"pyg_free_gat.py --layer {layer}": ("pyg_free_gat", {"layer": layer}) for layer in ("gat", "gatv2")}
     return {
         f"A step of training with 4,096 tokens in windows of T, {name}": {

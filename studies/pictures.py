@@ -6,8 +6,9 @@ python -m studies.pictures --run results/mine --text "To be, or not"  # what the
 graph.png: a causal context as a graph, its adjacency matrix and attention weights on it. head.png: attention, matrix by
 matrix. block.png: a block of a GPT. tokens.png: a line cut into its tokens. lookup.png: what GAT cannot look up.
 attention-RUN.png: what each head attends to. rankings.png: in which order each query has the keys, in trained runs of
-GAT, GATv2 and the dot product. windows.png: how far the queries of windowed_gpt.py look. The last three need the
-checkpoints that `bash studies/reproduce.sh ladder layers windows` leaves in results/reproduced/.
+GAT, GATv2 and the dot product. windows.png: how far the queries of windowed_gpt.py look. positions.png: the loss by
+place in the window. The last four need the checkpoints that `bash studies/reproduce.sh ladder layers windows` leaves in
+results/reproduced/.
 """
 
 import contextlib
@@ -362,6 +363,30 @@ def draw_block(path):
     figure.savefig(path, dpi=120)
 
 
+def losses_by_place(run):
+    """The mean loss at each place of a window, (T,), in nats per token over the validation split's whole windows."""
+    module, model, _ = sample.load(run, "cpu")
+    model.eval()
+    with torch.inference_mode():
+        batches = [(x, y) for x, y in Dataset(model.config).windows("val") if x.shape[1] == model.config.block_size]
+        return torch.cat([F.cross_entropy(model(x).mT, y, reduction="none") for x, y in batches]).mean(dim=0)
+
+
+def draw_positions(path, runs):
+    """The loss over how much a character has before it, in trained runs: a mean for each doubling."""
+    figure = Figure(figsize=(8.3, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        losses = losses_by_place(run)
+        starts = [2**n for n in range(len(losses).bit_length())]  # places 1, 2 to 3, 4 to 7, ...; counted from 1
+        means = [losses[start - 1 : 2 * start - 1].mean().item() for start in starts]
+        axes.plot(starts, means, marker="o", label=Path(run).name)
+    axes.set(xscale="log", xlabel="characters read, this one included", ylabel="validation loss, nats")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
 # ---------------------------------------------------------------- Tokens
 
 
@@ -423,6 +448,9 @@ def main(argv=None):
         if windowed := [trained[name] for name in ("soft_window", "hard_window") if name in trained]:
             draw_windows(out / "windows.png", windowed)
             print(out / "windows.png")
+        if long := [trained[name] for name in ("long_gat", "gat_256", "gpt") if name in trained]:
+            draw_positions(out / "positions.png", long)
+            print(out / "positions.png")
         runs = [trained[name] for name in ("gpt", "gat", "gatv2") if name in trained]
     for run in runs:
         path = out / f"attention-{Path(run).resolve().name}.png"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows tokens long full,
-# or some of these. They come into results/reproduced/, beside those in results/published/, whose losses they come close to: to
-# the last bit only with the same processor, versions and threads (see config.json). A run that is done, whose
-# sample.txt is what comes last, is left alone; one that was stopped goes on. The ablation and the speed tables have
-# their own commands.
+# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows texts tokens long
+# full, or some of these. They come into results/reproduced/, beside those in results/published/, whose losses they come
+# close to: to the last bit only with the same processor, versions and threads (see config.json). A run that is done,
+# whose sample.txt is what comes last, is left alone; one that was stopped goes on. The ablation and the speed tables
+# have their own commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,7 +31,13 @@ layers() {
     for layer in dot gatv2 gat mean max; do
         run $layer 1 pyg_free_gat.py --layer $layer
     done
-    run long_gat 1 long_gat.py
+}
+
+texts() { # graph attention over 4,096 characters at a time, and over 256
+    for seed in 1 2 3; do
+        run long_gat $seed long_gat.py
+        run gat_256 $seed pyg_free_gat.py --layer gat --block_size 256 --batch_size 16
+    done
 }
 
 matched() { # as many parameters as the dot product has, to 2%
@@ -77,7 +83,7 @@ full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its step
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows tokens long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, tokens, long, full" >&2; exit 2; }
+    [[ " ladder layers matched windows texts tokens long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, texts, tokens, long, full" >&2; exit 2; }
 done
 for group; do
     $group

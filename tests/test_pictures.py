@@ -53,6 +53,18 @@ def test_a_run_whose_weights_cannot_be_drawn_is_an_error(train, tmp_path):
         pictures.main([f"--run={tmp_path / 'run'}", "--text=or not to be"])
 
 
+def test_losses_by_place_have_the_mean_of_the_evaluation(train, tmp_path):
+    train("long_gat")
+    module, model, _ = sample.load(tmp_path / "run", "cpu")
+    places = pictures.losses_by_place(tmp_path / "run")
+    data = Dataset(model.config)
+    count = (len(data.splits["val"]) - 1) // 16 * 16
+    data.splits["val"] = data.splits["val"][: count + 1]  # whole windows alone
+    assert places.shape == (16,) and places.mean().item() == pytest.approx(module.evaluate(model, data), rel=1e-5)
+    pictures.draw_positions(tmp_path / "positions.png", [tmp_path / "run"])
+    assert (tmp_path / "positions.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("attention", ["soft_window", "hard_window"])
 def test_windows_that_are_drawn_are_those_of_the_equation(train, tmp_path, attention):
     train("windowed_gpt", attention=attention, max_iters=30, eval_interval=30, warmup_iters=2)
