@@ -2,7 +2,7 @@
 
 python -m studies.tables
 
-Most are of the runs in results/published/. Two are no tables: a text that a run wrote, and studies/pyg.py as it stands.
+They are of the runs in results/published/. One is no table: a text that a run wrote.
 """
 
 import json
@@ -157,10 +157,6 @@ def sample():
     yield from ("```", *"\n\n".join(speeches[:2]).splitlines(), "```")
 
 
-def pyg():
-    yield from ("```python", *(ROOT / "studies" / "pyg.py").read_text(encoding="utf-8").splitlines(), "```")
-
-
 TABLES = {
     "sample": sample,
     "ladder": ladder,
@@ -171,7 +167,6 @@ TABLES = {
     "tokens": tokens,
     "full": full,
     "ablation": ablation.table,
-    "pyg": pyg,
 }
 
 

@@ -54,15 +54,16 @@ def test_it_is_read_to_its_end():
     assert len(README.encode()) <= 12_000
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["a layer of one's own", "a convolution of PyTorch Geometric"])
-def test_its_layers_train_as_they_stand(monkeypatch, text_file, tmp_path, number):
-    if number:
+@pytest.mark.parametrize("own", [True, False], ids=["a layer of one's own", "a convolution of PyTorch Geometric"])
+def test_its_layers_train_as_they_stand(monkeypatch, text_file, tmp_path, own):
+    if not own:
         pytest.importorskip("torch_geometric")
     flags = {**tiny_flags("pyg_free_gat"), "max_iters": 40, "warmup_iters": 2}
     flags |= {"data": text_file, "out": tmp_path / "run", "device": "cpu"}
     monkeypatch.setattr(sys, "argv", ["layer.py", *(f"--{name}={value}" for name, value in flags.items())])
     monkeypatch.setattr(pyg_free_gat, "LAYERS", {**LAYERS})
-    exec(README.split("```python\n")[number + 1].split("```")[0], {"__name__": "__main__"})
+    adapter = (ROOT / "studies" / "pyg.py").read_text(encoding="utf-8")
+    exec(README.split("```python\n")[1].split("```")[0] if own else adapter, {"__name__": "__main__"})
     losses = plot.read(tmp_path / "run")["train_loss"]
     assert losses[-1] < losses[0] - 0.5
 
@@ -78,7 +79,9 @@ def test_its_commands_run(monkeypatch, text_file, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("my.txt").write_text("ROMEO: " + text_file.read_text(encoding="utf-8"), encoding="utf-8")
     Path("my.toml").write_text("n_layer = 1\n", encoding="utf-8")
-    scripts = {}
+    weights, scripts = tmp_path / "weights", {}
+    transformers = pytest.importorskip("transformers")
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16)).save_pretrained(weights)
     for number, (script, *flags) in enumerate(commands()):
         scripts[script] = scripts.get(script, 0) + 1
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
@@ -92,5 +95,9 @@ def test_its_commands_run(monkeypatch, text_file, tmp_path):
             flags += ["results/mine", "--out=losses.png"]
         elif script == "sample.py":
             flags[0] = "results/mine"
+        elif script == "gpt2.py":
+            flags = [flag if flag != "DIR" else str(weights) for flag in flags]
+            flags += ["--device=cpu", "--data=my.txt", "--max_new_tokens=3", "--max_iters=2", "--block_size=32"]
+            flags += [f"--weights={weights}"] * ("--weights" not in flags)
         module.main(flags)
     assert scripts["gpt.py"] >= 6 and scripts["pyg_free_gat.py"] >= 3 and {"sample.py", "results/plot.py"} <= {*scripts}
