@@ -4,8 +4,9 @@ python -m studies.writing
 
 A table for each model that has such a cache. Its rows: with the cache; without it, over the same windows; without it,
 over a window that moves by one character, as nanoGPT's does. The columns: the median time, its range over the rounds,
-the ratio to writing with the cache, and the characters that are written in a second. The last table is of random
-weights of GPT-2's size and 200 tokens, each the likeliest: gpt2.py beside Hugging Face's generate(), both with a cache.
+the ratio to writing with the cache, and the characters that are written in a second. Then comes what a character
+costs after a long text that is read already. The last table is of random weights of GPT-2's size and 200 tokens, each
+the likeliest: gpt2.py beside Hugging Face's generate(), both with a cache.
 """
 
 import importlib.util
@@ -47,6 +48,28 @@ def writing(name, way=None, **how):
     return case
 
 
+def after(name, past):
+    """A case: a rung's model, small but for its context, writes characters after `past` others, which it has read."""
+
+    @torch.inference_mode()
+    def case(flags):
+        length, tokens = (12, 4) if flags.quick else (past, 100)  # 16 in all is the context of --quick
+        _, model = model_of(name, flags, block_size=length + tokens)
+        ids = torch.randint(65, (1, length + tokens), device=flags.device)
+        cache = model.eval().new_cache(1)
+        model(ids[:, :length], cache, 0)
+
+        @torch.inference_mode()
+        def call():
+            for i in range(length, length + tokens):
+                sample_token(model(ids[:, i : i + 1], cache, i)[:, -1])
+            return tokens
+
+        return call
+
+    return case
+
+
 def writing_gpt2(ours):
     """A case: GPT-2 writes, as gpt2.py loads it from a file, or as Hugging Face's transformers does."""
 
@@ -80,14 +103,21 @@ def tables():
             "gpt2.py": writing_gpt2(ours=True),
             "Hugging Face's generate": writing_gpt2(ours=False),
         }
-    return {
-        f"Writing 1,000 characters at full size, float32, {name}.py": {
-            "with the cache": writing(name),
-            "without, the same windows": writing(name, generate_uncached, slide=False),
-            "without, a window that moves by one, as nanoGPT does": writing(name, generate_uncached, slide=True),
+    return (
+        {
+            f"Writing 1,000 characters at full size, float32, {name}.py": {
+                "with the cache": writing(name),
+                "without, the same windows": writing(name, generate_uncached, slide=False),
+                "without, a window that moves by one, as nanoGPT does": writing(name, generate_uncached, slide=True),
+            }
+            for name in ("gpt", "modern_gpt")
         }
-        for name in ("gpt", "modern_gpt")
-    } | gpt2s
+        | {
+            f"Writing after {past:,} characters": {f"{name}.py": after(name, past) for name in ("long_gat", "gpt")}
+            for past in (4096, 32768)
+        }
+        | gpt2s
+    )
 
 
 if __name__ == "__main__":
