@@ -182,6 +182,7 @@ def test_a_damaged_corpus_on_disk_is_replaced(no_corpus_yet, monkeypatch):
 
 
 def test_a_corpus_that_cannot_be_kept_is_used_all_the_same(no_corpus_yet, monkeypatch, capsys):
+    no_corpus_yet.write_text("a file, no folder")
     monkeypatch.setattr(corpus, "CORPUS", no_corpus_yet / "nowhere")
     monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
