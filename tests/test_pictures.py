@@ -10,19 +10,19 @@ PICTURES = {
     "graph": pictures.draw_graph,
     "head": pictures.draw_head,
     "block": pictures.draw_block,
-    "lookup": lambda path: pictures.draw_lookup(path, sizes=(2, 3), steps=2),
+    "lookup": lambda: pictures.draw_lookup(sizes=(2, 3), steps=2),
 }
 
 
 def test_draws_the_graph_and_its_adjacency(tmp_path):
-    pictures.draw_graph(tmp_path / "graph.svg")
+    pictures.draw_graph().savefig(tmp_path / "graph.svg")
     text = (tmp_path / "graph.svg").read_text(encoding="utf-8")
     assert text.count("<!-- 1 -->") == 10 and text.count("<!-- 0 -->") == 6  # the cells of a 4 x 4 lower triangle
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_draws_a_picture(tmp_path, name):
-    PICTURES[name](tmp_path / "picture.png")
+    PICTURES[name]().savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -65,7 +65,7 @@ def test_windows_that_are_drawn_are_those_of_the_equation(train, tmp_path, atten
     blocks = pictures.windows_of(model)
     torch.testing.assert_close(blocks[0][: len(expected)], expected)
     assert len(blocks) == 2 and len(blocks[0]) == len(blocks[1]) >= 384  # of 400 characters that validate
-    pictures.draw_windows(tmp_path / "picture.png", [tmp_path / "run"])
+    pictures.draw_windows([tmp_path / "run"]).savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -75,5 +75,6 @@ def test_trained_heads_of_gat_have_one_order_and_those_of_the_others_more(train,
         train("pyg_free_gat", out=layer, layer=layer)
         ranks = pictures.weights_of(tmp_path / layer, text, full=True)[0].argsort(-1)  # (H, T, T)
         assert (ranks == ranks[:, :1]).all() == (layer == "gat")
-    pictures.draw_rankings(tmp_path / "picture.png", [tmp_path / layer for layer in ("gat", "gatv2", "dot")], text)
+    figure = pictures.draw_rankings([tmp_path / layer for layer in ("gat", "gatv2", "dot")], text)
+    figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
