@@ -223,9 +223,9 @@ def draw_rankings(runs, text):
         ranks = weights_of(run, text, full=True)[0].argsort(-1, descending=True).argsort(-1).double()  # (H, T, T)
         ranks = ranks[ranks.var(dim=1).sum(dim=-1).argmax()]
         image = axes.imshow(ranks.numpy(), cmap="viridis_r")
-        name(axes, text, text, 5)
-        orders = len(torch.unique(ranks, dim=0))
-        axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(text)} queries", fontsize=9)
+        T, orders = len(ranks), len(torch.unique(ranks, dim=0))
+        name(axes, text[-T:], text[-T:], 5)
+        axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {T} queries", fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="rank of the key (column)", shrink=0.8)
     return figure
 
