@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import write_text
 from nbclient import NotebookClient
-from test_notebook import outputs, shown
+from test_notebook import outputs
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")  # of pyzmq on Windows
@@ -21,35 +21,16 @@ SMALL = "--size small --n_embd 16 --batch_size 4 --block_size 16"
 """
 
 
-def read():
+DRAWINGS = {"curves-drawn", "attention-drawn", "gat-run", "windows-run"}  # the cells that show a picture
+RUNS = ["bigram", "block", "gat", "gatv2", "gpt", "modern_gpt", "multi_head", "single_head", "windowed_gpt"]
+
+
+@pytest.fixture
+def notebook():
     return nbformat.read(ROOT / "ladder.ipynb", as_version=4)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The code of the repository and a text that has every letter."""
-    folder = tmp_path_factory.mktemp("ladder")
-    for file in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
-        copy = folder / file.relative_to(ROOT)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copy(file, copy)
-    with open(write_text(folder / "corpus.txt"), "a", encoding="utf-8") as file:
-        file.write(string.printable)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cells(folder):
-    """The cells by their ids, after all have run. One that raises stops the test with what it raised."""
-    notebook = read()
-    place = [cell.id for cell in notebook.cells].index("settings") + 1
-    notebook.cells.insert(place, nbformat.v4.new_code_cell(TINY))
-    NotebookClient(notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": folder}}).execute()
-    return {cell.id: cell for cell in notebook.cells}
-
-
-def test_it_is_short_and_is_committed_without_outputs():
-    notebook = read()
+def test_it_is_short_and_committed_without_outputs(notebook):
     nbformat.validate(notebook)
     assert len(notebook.cells) <= 25
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -57,29 +38,24 @@ def test_it_is_short_and_is_committed_without_outputs():
     assert not any(word in cell.source for cell in code for word in ("def ", "class "))  # the files have the code
 
 
-def test_it_runs_every_rung_and_shows_what_is_new_in_it(cells, folder):
-    runs = ["bigram", "block", "gat", "gatv2", "gpt", "modern_gpt", "multi_head", "single_head", "windowed_gpt"]
-    assert sorted(file.parent.name for file in folder.glob("results/*/best.pt")) == runs
-    assert list(folder.glob("*")) and not (folder / "ladder").exists()  # the first cell has got nothing
-    diffs = [written for cell in cells.values() if "git diff" in cell.source for written in [outputs(cell)[0]]]
+def test_it_runs_diffs_draws_and_writes(notebook, tmp_path):
+    """One test, so that it is executed once. A cell that raises ends it with what it raised."""
+    for file in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(file, copy)
+    with open(write_text(tmp_path / "corpus.txt"), "a", encoding="utf-8") as file:
+        file.write(string.printable)  # every letter of the line and the prompt
+    cells = {cell.id: cell for cell in notebook.cells}
+    notebook.cells.insert(notebook.cells.index(cells["settings"]) + 1, nbformat.v4.new_code_cell(TINY))
+    where = {"metadata": {"path": tmp_path}}
+    NotebookClient(notebook, kernel_name="python3", timeout=300, resources=where).execute()
+
+    assert not cells["get"].outputs  # the repository is there
+    assert sorted(file.parent.name for file in tmp_path.glob("results/*/best.pt")) == RUNS
+    diffs = [outputs(cell)[0] for cell in notebook.cells if "git diff" in cell.source]
     assert len(diffs) == 7 and all("\x1b[32m+" in written and "step 2/2" in written for written in diffs)
-
-
-def test_it_draws(cells):
-    drawn = {
-        id: [output.data for output in cell.outputs if "data" in output and "image/png" in output.data]
-        for id, cell in cells.items()
-        if cell.cell_type == "code"
-    }
-    assert {id for id, pictures in drawn.items() if pictures} == {
-        "curves-drawn",
-        "attention-drawn",
-        "gat-run",
-        "windows-run",
-    }
-    assert all(len(pictures) <= 1 for pictures in drawn.values())
-
-
-def test_it_writes_from_the_prompt(cells):
-    written, _ = outputs(cells["writing-run"])
-    assert shown(written)[0].startswith("ROMEO:") and len(written) > 500
+    shown = [(cell.id, output) for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    assert {id for id, output in shown if "image/png" in output["data"]} == DRAWINGS
+    assert len(shown) == len(DRAWINGS)
+    assert outputs(cells["writing-run"])[0].startswith("ROMEO:")
