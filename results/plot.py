@@ -30,11 +30,11 @@ def read(folder):
         raise ValueError(f"{path}: not the losses of a run ({error})") from None
 
 
-def plot(folders, path, x="steps"):
-    """Draws the runs in `folders` to the picture `path`, over steps, seconds or tokens on a logarithmic axis."""
+def plot(folders, x="steps"):
+    """A figure of the losses of the runs in `folders`, over steps, seconds or tokens on a logarithmic axis."""
     from matplotlib.figure import Figure  # here, since a run needs it only at its end
 
-    figure = Figure(figsize=(8.3, max(4.7, 1 + 0.2 * len(folders))), layout="constrained")
+    figure = Figure(figsize=(8.3, max(4.7, 1 + 0.2 * len(folders))), dpi=120, layout="constrained")
     axes = figure.subplots()
     labels, shown = [], []  # shown: the points that the axes must hold
     for colour, folder, name in zip(itertools.cycle(COLOURS), folders, names_of(folders)):
@@ -55,7 +55,13 @@ def plot(folders, path, x="steps"):
     if shown:
         zoom(axes, shown)
     label(axes, labels)
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def runs_in(folder):
+    """The folders of the runs in a folder, by name, but for those that were moved aside."""
+    runs = sorted(file.parent for file in Path(folder).glob("*/metrics.csv"))
+    return [run for run in runs if not re.search(r"-\d+$", run.name)]
 
 
 def names_of(folders):
@@ -109,10 +115,8 @@ def label(axes, labels):
 def main(argv=None):
     from results import Parser
 
-    runs = sorted(file.parent for file in RESULTS.glob("*/metrics.csv"))
-    runs = [run for run in runs if not re.search(r"-\d+$", run.name)]
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", default=runs, metavar="RUN", help="folder of a run")
+    parser.add_argument("runs", nargs="*", default=runs_in(RESULTS), metavar="RUN", help="folder of a run")
     parser.add_argument("--x", choices=COLUMNS, default="steps", help="what the curves are drawn over (default: steps)")
     parser.add_argument(
         "--out", default=RESULTS / "losses.png", metavar="PICTURE", help="file to draw to (default: results/losses.png)"
@@ -122,7 +126,7 @@ def main(argv=None):
         if not (Path(folder) / "metrics.csv").is_file():
             parser.error(f"{folder}: is no run's folder, it has no metrics.csv")
     try:
-        plot(flags.runs, flags.out, flags.x)
+        plot(flags.runs, flags.x).savefig(flags.out)
     except (OSError, ValueError) as error:  # ValueError: a metrics.csv without losses, or an unknown kind of picture
         parser.error(str(error))
     print(flags.out)

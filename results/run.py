@@ -313,7 +313,7 @@ class Run:
         """Draws loss.png and writes sample.txt; for it the model gets the weights with the lowest validation loss."""
         from .plot import plot  # here, so that `python -m results.plot` does not find itself imported already
 
-        plot([self.folder], self.folder / "loss.png")
+        plot([self.folder]).savefig(self.folder / "loss.png")
         best = load_best(self.folder)
         if best["step"] < self.step:
             self.model.load_state_dict(best["model"])

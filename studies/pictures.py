@@ -60,9 +60,9 @@ def grid(axes, values, shown, **how):
             axes.text(j, i, shown(values[i][j]), ha="center", va="center", color="white" if dark else "black")
 
 
-def draw_graph(path, text="ROME"):
+def draw_graph(text="ROME"):
     """The causal graph over the characters of `text`, its adjacency, and the softmax of random scores on its edges."""
-    figure = Figure(figsize=(8.3, 2.7), layout="constrained")
+    figure = Figure(figsize=(8.3, 2.7), dpi=120, layout="constrained")
     tokens, matrix, weights = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     T = len(text)
     for i in range(T):
@@ -85,13 +85,13 @@ def draw_graph(path, text="ROME"):
         name(axes, text, text, 10)
         axes.set(xlabel="source j", ylabel="target i")
         axes.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 # ---------------------------------------------------------------- One head, matrix by matrix
 
 
-def draw_head(path, text="to be or"):
+def draw_head(text="to be or"):
     """Attention over the characters of a text in five stages, each with what it adds, from random numbers."""
     T, C, H = len(text), 6, 2
     generator = torch.Generator().manual_seed(3)
@@ -113,7 +113,7 @@ def draw_head(path, text="to be or"):
         ("causal", attend(q, k, v, scale=False), "Q Kᵀ, masked"),
         ("scaled", attend(q, k, v), f"Q Kᵀ / √{C}, masked"),
     ]
-    figure = Figure(figsize=(8.3, 11), layout="constrained")
+    figure = Figure(figsize=(8.3, 11), dpi=110, layout="constrained")
     rows = figure.subplots(6, 4)
     for axes, (matrix, title) in zip(rows[0], ((x, "X"), (q, "Q = X W_q"), (k, "K = X W_k"), (v, "V = X W_v"))):
         show(axes, matrix, f"{title}  ({T}, {C})", text)
@@ -141,7 +141,7 @@ def draw_head(path, text="to be or"):
     note(rows[5][3], "projected", "a linear map mixes\nwhat the heads have read\ninto every channel")
     for axes in rows[1][0], rows[2][0], rows[3][0]:
         axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, linewidth=1.5))
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def show(axes, matrix, title, rows="", columns="", weights=False):
@@ -204,32 +204,32 @@ def weights_of(run, text, full=False, layers=""):
     return [w[0] for w in weights]
 
 
-def draw_attention(path, run, text, layers=""):
+def draw_attention(run, text, layers=""):
     """Every head of a run over a text, a row for each block: square roots of weights, so that faint ones show."""
     blocks = weights_of(run, text, layers=layers)
     H, T = blocks[0].shape[:2]
-    figure = Figure(figsize=(8.3, 0.4 + 8.3 / H * len(blocks)), layout="constrained")
+    figure = Figure(figsize=(8.3, 0.4 + 8.3 / H * len(blocks)), dpi=200, layout="constrained")
     for row, (axes_of, weights) in enumerate(zip(figure.subplots(len(blocks), H, squeeze=False), blocks)):
         for head, axes in enumerate(axes_of):
             axes.imshow(weights[head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
             name(axes, text[-T:], text[-T:], min(7, 130 / T))
             axes.set_title(f"block {row + 1}, head {head + 1}", fontsize=8)
     figure.suptitle(f"{Path(run).name}: who (row) reads whom (column)", fontsize=9)
-    figure.savefig(path, dpi=200)
+    return figure
 
 
-def draw_rankings(path, runs, text):
+def draw_rankings(runs, text):
     """In which order each query of a run's first block has all keys, the mask lifted: the head that varies most."""
-    figure = Figure(figsize=(8.3, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.3, 3.2), dpi=200, layout="constrained")
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
         ranks = weights_of(run, text, full=True)[0].argsort(-1, descending=True).argsort(-1).double()  # (H, T, T)
         ranks = ranks[ranks.var(dim=1).sum(dim=-1).argmax()]
         image = axes.imshow(ranks.numpy(), cmap="viridis_r")
-        name(axes, text, text, 5)
-        orders = len(torch.unique(ranks, dim=0))
-        axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(text)} queries", fontsize=9)
+        T, orders = len(ranks), len(torch.unique(ranks, dim=0))
+        name(axes, text[-T:], text[-T:], 5)
+        axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {T} queries", fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="rank of the key (column)", shrink=0.8)
-    figure.savefig(path, dpi=200)
+    return figure
 
 
 def windows_of(model):
@@ -247,9 +247,9 @@ def windows_of(model):
     return [torch.cat(parts) for parts in windows.values()]
 
 
-def draw_windows(path, runs):
+def draw_windows(runs):
     """How far the queries of each head look over the validation text: medians, quartiles, and 5% to 95%."""
-    figure = Figure(figsize=(8.3, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.3, 3.2), dpi=120, layout="constrained")
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False, sharey=True)[0], runs):
         _, model, _ = sample.load(run, "cpu")
         blocks, H = windows_of(model), model.config.n_head
@@ -263,7 +263,7 @@ def draw_windows(path, runs):
         axes.set_xticklabels([f"block {n + 1}" for n in range(len(blocks))])
         axes.set_title(f"{Path(run).name}: window of each head; dashed: the context", loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 # ---------------------------------------------------------------- The dictionary that GAT cannot look up
@@ -301,8 +301,8 @@ def lookup_accuracy(layer, steps, K=10):
         return (model(values).argmax(dim=-1) == values).double().mean().item()
 
 
-def draw_lookup(path, sizes=(4, 8, 12, 16, 20), steps=500):
-    figure = Figure(figsize=(8.3, 2.6), layout="constrained")
+def draw_lookup(sizes=(4, 8, 12, 16, 20), steps=500):
+    figure = Figure(figsize=(8.3, 2.6), dpi=120, layout="constrained")
     axes = figure.subplots()
     for layer, colour in ((GATv2, BLUE), (GAT, ORANGE)):
         right = [lookup_accuracy(layer, steps, K) for K in sizes]
@@ -313,15 +313,15 @@ def draw_lookup(path, sizes=(4, 8, 12, 16, 20), steps=500):
     axes.set(xlabel="keys in the dictionary", ylabel="answers that are right", ylim=(0, 1.05), xticks=sizes)
     axes.set_title(f"one head, {steps} steps of training; dashed: chance", loc="left", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 # ---------------------------------------------------------------- A block
 
 
-def draw_block(path):
+def draw_block():
     """The blocks of gpt.py between its embeddings and its head, the residual stream from bottom to top."""
-    figure = Figure(figsize=(8.3, 5.2), layout="constrained")
+    figure = Figure(figsize=(8.3, 5.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
 
@@ -360,7 +360,7 @@ def draw_block(path):
     axes.text(0, 7.75, "logits (B, T, V)", ha="center", fontsize=9)
     axes.text(0, -0.5, "ids of characters (B, T)", ha="center", fontsize=9)
     axes.set(xlim=(-3.5, 6.2), ylim=(-0.7, 8))
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def losses_by_place(run):
@@ -372,9 +372,9 @@ def losses_by_place(run):
         return torch.cat([F.cross_entropy(model(x).mT, y, reduction="none") for x, y in batches]).mean(dim=0)
 
 
-def draw_positions(path, runs):
+def draw_positions(runs):
     """The loss over how much a character has before it, in trained runs: a mean for each doubling."""
-    figure = Figure(figsize=(8.3, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.3, 3.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     for run in runs:
         losses = losses_by_place(run)
@@ -384,20 +384,20 @@ def draw_positions(path, runs):
     axes.set(xscale="log", xlabel="characters read, this one included", ylabel="validation loss, nats")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 # ---------------------------------------------------------------- Tokens
 
 
-def draw_tokens(path, text="O Romeo, Romeo! wherefore art thou Romeo?", sizes=(512, 1024, 4096)):
+def draw_tokens(text="O Romeo, Romeo! wherefore art thou Romeo?", sizes=(512, 1024, 4096)):
     """A line cut into its tokens: characters, and byte pairs learned on tinyshakespeare's training split."""
     play = tinyshakespeare().decode()
     merges = BPETokenizer.of(play[: int(0.9 * len(play))], max(sizes)).merges  # fewer tokens are the first of them
     tokenizers = {f"{size:,} tokens": BPETokenizer(merges[: size - 256]) for size in sizes}
     lines = {"characters": [*text]}
     lines |= {name: [t.decode([i]) for i in t.encode(text)] for name, t in tokenizers.items()}
-    figure = Figure(figsize=(8.3, 1.9), layout="constrained")
+    figure = Figure(figsize=(8.3, 1.9), dpi=150, layout="constrained")
     axes = figure.subplots()
     for y, (name, tokens) in enumerate(lines.items()):
         start = 0
@@ -412,7 +412,7 @@ def draw_tokens(path, text="O Romeo, Romeo! wherefore art thou Romeo?", sizes=(5
         axes.text(len(text) + 0.4, y, len(tokens), va="center", fontsize=9)
     axes.set(xlim=(-8, len(text) + 2), ylim=(len(lines) - 0.5, -0.5))
     axes.axis("off")
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 # ---------------------------------------------------------------- main()
@@ -435,27 +435,26 @@ class Flags:
 
 def main(argv=None):
     flags = parse(Flags, argv)
-    out, runs = Path(flags.out), [flags.run]
+    runs = [flags.run]
+
+    def save(name, figure):
+        path = Path(flags.out) / f"{name}.png"
+        figure.savefig(path)
+        print(path, flush=True)
+
     if not flags.run:
         for draw in (draw_graph, draw_head, draw_block, draw_tokens, draw_lookup):
-            path = out / f"{draw.__name__.removeprefix('draw_')}.png"
-            draw(path)
-            print(path, flush=True)
+            save(draw.__name__.removeprefix("draw_"), draw())
         trained = {file.parent.name: file.parent for file in (RESULTS / "reproduced").glob("*/checkpoint.pt")}
         if trained.keys() >= {"gat", "gatv2", "dot"}:
-            draw_rankings(out / "rankings.png", [trained[name] for name in ("gat", "gatv2", "dot")], flags.text)
-            print(out / "rankings.png")
+            save("rankings", draw_rankings([trained[name] for name in ("gat", "gatv2", "dot")], flags.text))
         if windowed := [trained[name] for name in ("soft_window", "hard_window") if name in trained]:
-            draw_windows(out / "windows.png", windowed)
-            print(out / "windows.png")
+            save("windows", draw_windows(windowed))
         if long := [trained[name] for name in ("long_gat", "gat_256", "gpt") if name in trained]:
-            draw_positions(out / "positions.png", long)
-            print(out / "positions.png")
+            save("positions", draw_positions(long))
         runs = [trained[name] for name in ("gpt", "gat", "gatv2") if name in trained]
     for run in runs:
-        path = out / f"attention-{Path(run).resolve().name}.png"
-        draw_attention(path, run, flags.text, flags.layers)
-        print(path)
+        save(f"attention-{Path(run).resolve().name}", draw_attention(run, flags.text, flags.layers))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"data": 0, "results": 1, "studies": 3}  # the rungs and sample.py, which stand in the root, are floor 2
 CODE = [file for pattern in ("*.py", "*/*.py") for file in ROOT.glob(pattern)]
-PROSE = ["README.md", "results/README.md", "*/*.sh", ".ci/run", ".github/workflows/*"]
+PROSE = ["README.md", "*.ipynb", "results/README.md", "*/*.sh", ".ci/run", ".github/workflows/*"]
 NAMED = r"(?<![\w/.])((?:data|results|studies|tests)/[\w/-]+\.(?:py|sh))\b"
 RUN = r"python -m ((?:data|results|studies|tests)\.\w+)"
 

@@ -10,20 +10,20 @@ PICTURES = {
     "graph": pictures.draw_graph,
     "head": pictures.draw_head,
     "block": pictures.draw_block,
-    "tokens": lambda path: pictures.draw_tokens(path, sizes=(260, 300)),
-    "lookup": lambda path: pictures.draw_lookup(path, sizes=(2, 3), steps=2),
+    "tokens": lambda: pictures.draw_tokens(sizes=(260, 300)),
+    "lookup": lambda: pictures.draw_lookup(sizes=(2, 3), steps=2),
 }
 
 
 def test_draws_the_graph_and_its_adjacency(tmp_path):
-    pictures.draw_graph(tmp_path / "graph.svg")
+    pictures.draw_graph().savefig(tmp_path / "graph.svg")
     text = (tmp_path / "graph.svg").read_text(encoding="utf-8")
     assert text.count("<!-- 1 -->") == 10 and text.count("<!-- 0 -->") == 6  # the cells of a 4 x 4 lower triangle
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_draws_a_picture(tmp_path, name):
-    PICTURES[name](tmp_path / "picture.png")
+    PICTURES[name]().savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -61,8 +61,9 @@ def test_losses_by_place_have_the_mean_of_the_evaluation(train, tmp_path):
     count = (len(data.splits["val"]) - 1) // 16 * 16
     data.splits["val"] = data.splits["val"][: count + 1]  # whole windows alone
     assert places.shape == (16,) and places.mean().item() == pytest.approx(module.evaluate(model, data), rel=1e-5)
-    pictures.draw_positions(tmp_path / "positions.png", [tmp_path / "run"])
-    assert (tmp_path / "positions.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = pictures.draw_positions([tmp_path / "run"]).axes
+    _, means = axes.lines[0].get_data()
+    assert means[0] == pytest.approx(places[0].item()) and means[-1] == pytest.approx(places[15:].mean().item())
 
 
 @pytest.mark.parametrize("attention", ["soft_window", "hard_window"])
@@ -78,7 +79,7 @@ def test_windows_that_are_drawn_are_those_of_the_equation(train, tmp_path, atten
     blocks = pictures.windows_of(model)
     torch.testing.assert_close(blocks[0][: len(expected)], expected)
     assert len(blocks) == 2 and len(blocks[0]) == len(blocks[1]) >= 384  # of 400 characters that validate
-    pictures.draw_windows(tmp_path / "picture.png", [tmp_path / "run"])
+    pictures.draw_windows([tmp_path / "run"]).savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -88,5 +89,6 @@ def test_trained_heads_of_gat_have_one_order_and_those_of_the_others_more(train,
         train("pyg_free_gat", out=layer, layer=layer)
         ranks = pictures.weights_of(tmp_path / layer, text, full=True)[0].argsort(-1)  # (H, T, T)
         assert (ranks == ranks[:, :1]).all() == (layer == "gat")
-    pictures.draw_rankings(tmp_path / "picture.png", [tmp_path / layer for layer in ("gat", "gatv2", "dot")], text)
+    figure = pictures.draw_rankings([tmp_path / layer for layer in ("gat", "gatv2", "dot")], text)
+    figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
