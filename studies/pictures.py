@@ -89,12 +89,20 @@ def draw_graph(path, text="ROME"):
 # ---------------------------------------------------------------- One head, matrix by matrix
 
 
-def draw_head(path, text="to be or"):
-    """Attention over the characters of a text in five stages, each with what it adds, from random numbers."""
-    T, C, H = len(text), 6, 2
+HEAD_TEXT = "to be or"
+
+
+def head_numbers(T, C=6):
+    """Random numbers to show attention with: x (T, C), and W_q, W_k, W_v and W_o, (C, C) each."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(T, C, generator=generator)
-    w_q, w_k, w_v, w_o = (1.5 * torch.randn(C, C, generator=generator) / C**0.5 for _ in range(4))
+    return x, *(1.5 * torch.randn(C, C, generator=generator) / C**0.5 for _ in range(4))
+
+
+def draw_head(path, text=HEAD_TEXT):
+    """Attention over the characters of a text in five stages, each with what it adds, from random numbers."""
+    x, w_q, w_k, w_v, w_o = head_numbers(len(text))
+    (T, C), H = x.shape, 2
     q, k, v = x @ w_q, x @ w_k, x @ w_v
     adjacency = torch.ones(T, T).tril() == 1
 
