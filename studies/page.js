@@ -153,7 +153,7 @@ function sideBySide() {
     const [left, right] = [$("left").value, $("right").value];
     location.hash = (left === right ? stepOf(left) : [left, right]).join("...");
   });
-  for (const select of [$("left"), $("right")]) select.append(...names.map((name) => el("option", {}, name)));
+  for (const id of ["left", "right"]) $(id).append(...names.map((name) => el("option", {}, name)));
   show(...stepOf("multi_head.py"));
   go();
   addEventListener("hashchange", go);
@@ -247,7 +247,7 @@ function readOff(at) {
   });
   $("unit").textContent = view.over;
   $("values").replaceChildren(...body);
-  const rings = rows.map((point) => [point.run.colour, ...view.place(point)]);
+  const rings = at === null ? [] : rows.map((point) => [point.run.colour, ...view.place(point)]);
   view.marks.replaceChildren(...rings.map(([stroke, cx, cy]) => el("circle", { cx, cy, r: 5, stroke, class: "ring" })));
 }
 
@@ -328,9 +328,8 @@ function modelCard({ name, about, layers, heads, views }) {
   function draw() {
     const colour = getComputedStyle(matrix).color;
     paint(matrix, colour, (j, i) => weight(touch.layer, touch.head, i, j));
-    for (const { layer, head, node } of strips) {
-      node.classList.toggle("chosen", layer === touch.layer && head === touch.head);
-    }
+    const chosen = ({ layer, head }) => layer === touch.layer && head === touch.head;
+    for (const strip of strips) strip.node.classList.toggle("chosen", chosen(strip));
   }
 
   function update() {
@@ -349,7 +348,7 @@ function modelCard({ name, about, layers, heads, views }) {
 
   const parts = [el("h3", {}, name), el("p", { class: "faint" }, about), el("div", { class: "matrix" }, matrix, frame)];
   const lines = el("div", { class: "strips", style: `--N: ${N}` }, ...strips.map(({ node }) => node), reader);
-  return { draw, update, weight, node: el("div", { class: "model" }, ...parts, says, lines) };
+  return { draw, update, node: el("div", { class: "model" }, ...parts, says, lines) };
 }
 
 function pointAt(at) {
@@ -369,8 +368,8 @@ function chooseHead(layer, head) {
 
 function chooseText(text) {
   touch.text = text;
-  const place = data.attention.texts.indexOf(text);
-  touch.cards = data.attention.models.filter(({ views }) => views[place]).map(modelCard);
+  const { models, texts } = data.attention;
+  touch.cards = models.filter(({ views }) => views[texts.indexOf(text)]).map(modelCard);
   $("line").replaceChildren(...[...text].map((letter, i) => el("span", { "data-i": i }, letter)));
   $("line").setAttribute("aria-valuemax", [...text].length);
   $("models").replaceChildren(...touch.cards.map(({ node }) => node));

@@ -15,11 +15,12 @@ import io
 import itertools
 import json
 import keyword
+import math
 import re
 import statistics
 import string
 import tokenize
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ HEADS = {  # the runs whose heads stand side by side
     "hard_window": ("hard windows", "windowed_gpt.py --attention hard_window"),
     "modern_gpt": ("rotary dot product", "modern_gpt.py"),
 }
+WRITERS = [*tables.LADDER, ("modern_gpt.py with six blocks, wider, more steps", "", "", "long", "")]
 CURVES = {  # the published runs, each with its seeds, in the order of the tables
     "the ladder": [run for *_, run, _ in tables.LADDER] + [*tables.OTHERS],
     "layers of pyg_free_gat.py": [*tables.LAYERS, *(equal for *_, equal in tables.LAYERS.values() if equal)],
@@ -85,47 +87,34 @@ def stretches(old, new):
     for a, b, n in difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
         if n and not any(re.search(r"\w", line) for line in old[a : a + n]):
             continue  # blank lines and brackets are alike everywhere
-        if i < a or j < b:
-            pairs = beside(old[i:a], new[j:b])
-            found.append([[i + x, j + y, *marks(old[i + x], new[j + y])] if x >= 0 <= y
-                          else [i + x if x >= 0 else -1, j + y if y >= 0 else -1] for x, y in pairs])  # fmt: skip
-        if n:
-            found.append([a, b, n])
+        pairs = [[x + i * (x >= 0), y + j * (y >= 0), *marked] for x, y, *marked in beside(old[i:a], new[j:b])]
+        found += [pairs] * bool(pairs) + [[a, b, n]] * bool(n)
         i, j = a + n, b + n
     return found
 
 
-def words(line):
-    return re.findall(r"\w+|\s+|[^\w\s]", line)
-
-
 def beside(old, new):
-    """The pairs (i, j) of lines that make two lists most alike, in order; -1 where a line stands alone."""
-    bags = [[Counter(re.findall(r"\w+|[^\w\s]", line)) for line in lines] for lines in (old, new)]
-    best = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]  # how alike what follows line i and line j can be
-    steps = {}
-    for i, j in itertools.product(reversed(range(len(old) + 1)), reversed(range(len(new) + 1))):
-        choices = []
-        if i < len(old) and j < len(new):
-            a, b = bags[0][i], bags[1][j]
-            alike = 2 * (a & b).total() / max(1, a.total() + b.total())
-            if alike > 0.5 or old[i] == new[j]:
-                choices.append((best[i + 1][j + 1] + max(alike, 0.1), 1, 1))
-        choices += [(best[i + 1][j], 1, 0)] if i < len(old) else []
-        choices += [(best[i][j + 1], 0, 1)] if j < len(new) else []
+    """The pairs of lines that make two lists most alike, in order: [i, j, marks, marks], or one of the two is -1."""
+    words = [[Counter(re.findall(r"\w+", line)) for line in lines] for lines in (old, new)]
+    best, steps = defaultdict(float), {}  # how alike lines i, ... and j, ... can be, and the first step to it
+    for i, j in itertools.product(range(len(old), -1, -1), range(len(new), -1, -1)):
+        choices = [(best[i + 1, j], 1, 0)] * (i < len(old)) + [(best[i, j + 1], 0, 1)] * (j < len(new))
+        if len(choices) == 2:
+            a, b = words[0][i], words[1][j]
+            alike = 2 * (a & b).total() / max(1, a.total() + b.total()) + 0.6 * (old[i] == new[j])
+            choices += [(best[i + 1, j + 1] + alike, 1, 1)] * (alike > 0.5)
         if choices:
-            best[i][j], *steps[i, j] = max(choices, key=lambda choice: choice[0])
+            best[i, j], *steps[i, j] = max(choices, key=lambda choice: choice[0])
     i = j = 0
     while (i, j) in steps:
         down, right = steps[i, j]
-        yield (i if down else -1), (j if right else -1)
+        yield [i, j, *marks(old[i], new[j])] if down and right else [i, -1] if down else [-1, j]
         i, j = i + down, j + right
 
 
 def marks(old, new):
     """Where the words of two lines differ: [start, end, start, end, ...] of the characters of each."""
-    found = [], []
-    lines = words(old), words(new)
+    lines, found = [re.findall(r"\w+|\s+|.", line) for line in (old, new)], ([], [])
     for tag, *ends in difflib.SequenceMatcher(None, *lines, autojunk=False).get_opcodes():
         for side, line, start, end in zip(found, lines, ends[::2], ends[1::2]):
             if tag != "equal" and start < end:
@@ -151,77 +140,79 @@ def pairs():
 # ---------------------------------------------------------------- Curves and samples
 
 
-def curve(name, group, folders, **more):
-    """A run over its steps. Of several seeds, the validation loss is their mean, with its standard deviation beside."""
+def curve(name, group, folders):
+    """A run over its steps. Of several seeds, the validation loss is their mean, with its standard deviation beside.
+
+    Raises ValueError for what no curve can be drawn of.
+    """
     seeds = [read(folder) for folder in folders]
+    first = seeds[0]
+    numbers = [value for column in first.values() for value in column if value is not None]
+    if None in itertools.chain(*(first[column] for column in COLUMNS.values())) or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{folders[0]}: a number is missing in its metrics.csv, or is none")
     losses = [dict(zip(seed["step"], seed["val_loss"])) for seed in seeds]
-    at = [[loss[step] for loss in losses if loss.get(step) is not None] for step in seeds[0]["step"]]
-    at = [found if len(found) == len(seeds) else [] for found in at]
-    return dict(
-        name=name,
-        group=group,
-        seeds=len(seeds),
-        train=seeds[0]["train_loss"],
-        val=[statistics.mean(found) if found else None for found in at],
-        spread=[statistics.stdev(found) if len(found) > 1 else 0 for found in at],
-        **{axis: seeds[0][column] for axis, column in COLUMNS.items()},
-        **more,
-    )
+    at = [[loss.get(step) for loss in losses] for step in first["step"]]
+    val = [None if None in found else statistics.mean(found) for found in at]
+    deviation = [statistics.stdev(found) if len(found) > 1 and None not in found else 0 for found in at]
+    axes = {axis: first[column] for axis, column in COLUMNS.items()}
+    return dict(name=name, group=group, seeds=len(seeds), train=first["train_loss"], val=val, spread=deviation, **axes)
 
 
 def published():
-    shown = set()
-    for group, runs in CURVES.items():
-        for run in runs:
-            if run not in shown and (folders := tables.seeds(run)):
-                yield curve(run, group, folders)
-            shown.add(run)
+    """The curves of the published runs, each once."""
+    groups = {run: group for group, runs in reversed(CURVES.items()) for run in runs}
+    runs = dict.fromkeys(itertools.chain(*CURVES.values()))
+    return [curve(run, groups[run], folders) for run in runs if (folders := tables.seeds(run))]
 
 
 def own(given):
-    """The runs of whoever makes the page: those in results/, but for what was moved aside, and the one of --run."""
+    """The runs of whoever makes the page, each with its curve: those in results/, but for moved ones, and --run's."""
     folders = [file.parent for file in sorted(RESULTS.glob("*/metrics.csv"))]
     folders = [folder for folder in folders if not re.search(r"-\d+$", folder.name)]
-    if given and Path(given).resolve() not in folders and (Path(given) / "metrics.csv").exists():
-        folders.append(Path(given).resolve())
-    for folder in folders:
+    given = [Path(given).resolve()] if given else []
+    for folder in folders + [run for run in given if run not in folders]:
         try:
             yield folder, curve(folder.name, "yours", [folder])
         except ValueError as error:
             print(f"left out: {error}")
 
 
-def sample_of(name, folder, loss):
-    path = folder / "sample.txt"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return [dict(name=name, loss=loss, text=text.strip())] if text.strip() else []
+def samples(runs):
+    """What runs wrote, of (name, folder, loss) each."""
+    for name, folder, loss in runs:
+        if text := written(folder):
+            yield dict(name=name, loss=loss, text=text)
+
+
+def written(folder):
+    path = Path(folder) / "sample.txt"
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
 
 # ---------------------------------------------------------------- Attention
 
 
 def heads_of(name, about, run, texts, layers=""):
-    """What each head of a run reads of each text, as far as its alphabet has it. Raises UserError if it has none.
+    """What each head of a run reads of each text that its tokenizer can encode. Raises UserError if that is none.
 
     The weights are bytes, 255 for 1: for each block, each head and each token those of the tokens up to it.
     """
-    _, model, tokenizer = sample.load(run, "cpu", layers)
+    _, _, tokenizer = sample.load(run, "cpu", layers)
     views = []
     for text in texts:
         try:
             weights = torch.stack(weights_of(run, text, layers=layers))  # (n_layer, H, T, T)
         except UserError as error:
             views.append(None)
-            said = error
+            unread = error
             continue
         T = weights.shape[-1]
         tokens = [tokenizer.decode([i]) for i in tokenizer.encode(text)[-T:].tolist()]
-        rows, columns = torch.tril_indices(T, T)
-        numbers = (weights[:, :, rows, columns] * 255).round().byte().numpy().tobytes()
         start = len(text) - len("".join(tokens))  # in characters; a model with a short context has read the end
+        numbers = (weights[:, :, *torch.tril_indices(T, T)] * 255).round().byte().numpy().tobytes()
         views.append(dict(tokens=tokens, start=start, weights=base64.b64encode(numbers).decode()))
     if not any(views):
-        raise said
+        raise unread
     return dict(name=name, about=about, layers=len(weights), heads=weights.shape[1], views=views)
 
 
@@ -229,14 +220,12 @@ def attention(flags):
     """The texts, and the models whose heads read them: that of --run first, then those in results/reproduced/."""
     texts, models = [flags.text] if flags.text else [*LINES], []
     if flags.run:
-        written = Path(flags.run) / "sample.txt"
-        lines = written.read_text(encoding="utf-8", errors="replace").splitlines() if written.exists() else []
         if not flags.text:
-            texts += [line[:48] for line in lines if len(line) > 20][:1]  # a line that the run can surely read
+            texts += [line[:40] for line in written(flags.run).splitlines() if len(line) > 20][:1]  # its own words
         models.append(heads_of(Path(flags.run).resolve().name, "your run", flags.run, texts, flags.layers))
-    for run, said in HEADS.items():
+    for run, names in HEADS.items():
         try:
-            models.append(heads_of(*said, REPRODUCED / run, texts))
+            models.append(heads_of(*names, REPRODUCED / run, texts))
         except UserError as error:
             print(f"left out, what the heads of {run} read: {error}")
     return dict(texts=texts, models=models)
@@ -259,25 +248,23 @@ class Flags:
 
 def everything(flags):
     """What the page shows, as JSON has it."""
+    read_by_heads = attention(flags)  # first, since --run may be wrong
     mine = [*own(flags.run)]
-    named = [(rung, run) for rung, *_, run, _ in tables.LADDER] + [
-        ("modern_gpt.py with six blocks, wider, longer", "long")
-    ]
-    samples = [part for rung, run in named for part in sample_of(rung, PUBLISHED / run, spread(tables.losses(run)))]
+    runs = [(rung, PUBLISHED / run, spread(tables.losses(run)) + " nats") for rung, *_, run, _ in WRITERS]
     numbers = [matrix.tolist() for matrix in head_numbers(len(HEAD_TEXT))]
     return dict(
         rungs=[*rungs()],
         pairs=pairs(),
-        curves=[*(run for _, run in mine), *published()],
-        attention=attention(flags),
+        attention=read_by_heads,
+        curves=[run for _, run in mine] + published(),
         head=dict(text=HEAD_TEXT, numbers=dict(zip(("X", "W_q", "W_k", "W_v", "W_o"), numbers))),
-        samples=samples + [part for folder, _ in mine for part in sample_of(folder.name, folder, "yours")],
+        samples=[*samples(runs + [(folder.name, folder, "yours") for folder, _ in mine])],
     )
 
 
 def main(argv=None):
     flags = parse(Flags, argv)
-    # "<" is written so that no text ends the script that holds it.
+    # Without a "<" no text ends the script that holds it.
     data = json.dumps(everything(flags), separators=(",", ":")).replace("<", "\\u003c")
     template, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
     page = string.Template(template).substitute(data=data, script=script)
