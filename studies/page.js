@@ -311,17 +311,16 @@ function modelCard({ name, about, layers, heads, views }) {
   // How much token i reads of token j. A head has the rows of its lower triangle one after another.
   const row = (layer, head, i) => ((layer * heads + head) * T * (T + 1) + i * (i + 1)) / 2;
   const weight = (layer, head, i, j) => (j > i ? 0 : bytes[row(layer, head, i) + j] / 255);
-  const matrix = el("canvas", { width: T, height: T, role: "img" });
-  const [frame, reader, says] = [el("div"), el("div", { class: "reader" }), el("p")];
   const along = (share, n) => Math.min(n - 1, Math.max(0, Math.floor(share * n)));
-  matrix.addEventListener("pointermove", ({ offsetY }) =>
-    pointAt(start + tokenOf.indexOf(along(offsetY / matrix.clientHeight, T))));
+  const inMatrix = ({ offsetY }) => pointAt(start + tokenOf.indexOf(along(offsetY / matrix.clientHeight, T)));
+  const matrix = el("canvas", { width: T, height: T, role: "img", onpointermove: inMatrix });
+  const [frame, reader, says] = [el("div"), el("div", { class: "reader" }), el("p")];
   const strips = Array.from({ length: layers * heads }, (_, k) => {
     const [layer, head, canvas] = [Math.floor(k / heads), k % heads, el("canvas", { width: N, height: 1 })];
     const choose = { "aria-label": `block ${layer + 1}, head ${head + 1}`, onclick: () => chooseHead(layer, head) };
     const button = el("button", { type: "button", ...choose }, `${layer + 1} · ${head + 1}`);
-    const text = el("div", { class: "letters" }, visible(tokens.join("")), canvas);
-    text.addEventListener("pointermove", ({ offsetX }) => pointAt(start + along(offsetX / text.clientWidth, N)));
+    const inText = ({ offsetX }) => pointAt(start + along(offsetX / text.clientWidth, N));
+    const text = el("div", { class: "letters", onpointermove: inText }, visible(tokens.join("")), canvas);
     return { layer, head, canvas, node: el("div", { class: head ? "strip" : "strip first" }, button, text) };
   });
 
@@ -370,7 +369,7 @@ function chooseText(text) {
   touch.text = text;
   const { models, texts } = data.attention;
   touch.cards = models.filter(({ views }) => views[texts.indexOf(text)]).map(modelCard);
-  $("line").replaceChildren(...[...text].map((letter, i) => el("span", { "data-i": i }, letter)));
+  $("line").replaceChildren(...[...text].map((letter, i) => el("span", { "data-i": i }, letter.replace("\n", "↵"))));
   $("line").setAttribute("aria-valuemax", [...text].length);
   $("models").replaceChildren(...touch.cards.map(({ node }) => node));
   touch.at = Math.floor([...text].length * 0.7);
