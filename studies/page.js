@@ -19,7 +19,7 @@ function el(tag, attributes = {}, ...children) {
 
 /** Puts a row of buttons into a node, of which one is pressed, at first `first`. */
 function choice(node, legend, options, first, choose) {
-  const buttons = options.map((option) => el("button", { type: "button", onclick: () => press(option) }, option));
+  const buttons = options.map((option) => el("button", { onclick: () => press(option) }, option));
   function press(option) {
     options.forEach((other, k) => buttons[k].setAttribute("aria-pressed", other === option));
     choose(option);
@@ -77,11 +77,10 @@ function equal([i, j, n], first, last) {
   const [above, below] = [first, last].map((end) => (end || narrow.matches ? 0 : 3));
   const rows = Array.from({ length: n }, (_, k) => row(i + k, j + k, true));
   const inside = rows.slice(above, n - below);
-  if (inside.length < (narrow.matches ? 1 : 4)) return [el("tbody", {}, ...rows)];
+  if (inside.length < (narrow.matches ? 2 : 4)) return [el("tbody", {}, ...rows)];
   const body = el("tbody", { hidden: "" }, ...inside);
-  const count = `${inside.length} line${inside.length > 1 ? "s" : ""} the same`;
   const unfold = () => button.setAttribute("aria-expanded", !(body.hidden = !body.hidden));
-  const button = el("button", { type: "button", "aria-expanded": false, onclick: unfold }, count);
+  const button = el("button", { "aria-expanded": false, onclick: unfold }, `${inside.length} lines the same`);
   const bar = el("tr", { class: "fold" }, el("td", { class: "fold", colspan: 4 }, button));
   return [el("tbody", {}, ...rows.slice(0, above), bar), body, el("tbody", {}, ...rows.slice(n - below))];
 }
@@ -145,7 +144,7 @@ function go() {
 }
 
 function sideBySide() {
-  for (const { below, file, idea } of data.rungs.filter((rung) => rung.below)) {
+  for (const { below, file, idea } of data.rungs.slice(1)) {
     const link = el("a", { href: `#${below}...${file}` }, el("b", {}, `${below} → ${file}`), idea);
     $("steps").append(el("li", {}, link));
   }
@@ -163,6 +162,7 @@ function sideBySide() {
 // ---------------------------------------------------------------- Curves
 
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888"]; // Okabe and Ito's
+const DASHES = { solid: undefined, dashed: "6 3", dotted: "2 3" };
 const view = { over: "steps", axis: "logarithmic", training: false, on: new Set(), at: null }; // at: the pointer
 
 /** Round numbers between two others. */
@@ -207,7 +207,7 @@ function drawCurves(change = {}) {
   const line = (x1, y1, x2, y2) => el("line", { x1, y1, x2, y2 });
   for (const loss of inside.length ? ticks(low, high, false) : []) {
     const y = view.place({ x: last, loss })[1];
-    frame.push(line(left, y, right, y), el("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, loss.toFixed(1)));
+    frame.push(line(left, y, right, y), el("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, loss.toFixed(2)));
   }
   for (const tick of inside.length ? ticks(first, last, logarithmic) : []) {
     const x = view.place({ x: tick, loss: low })[0];
@@ -218,7 +218,7 @@ function drawCurves(change = {}) {
   const drawn = runs.filter((run) => pointsOf(run).length).flatMap((run) => {
     const points = pointsOf(run);
     const edge = (sign) => points.map(({ x, loss, spread }) => ({ x, loss: loss + sign * spread }));
-    const look = { stroke: run.colour, fill: "none", "stroke-dasharray": run.dash };
+    const look = { stroke: run.colour, fill: "none", "stroke-dasharray": DASHES[run.dash] };
     return [
       el("path", { d: path([...edge(1), ...edge(-1).reverse()]), fill: run.colour, opacity: 0.18 }), // the seeds
       view.training ? el("path", { ...look, d: path(pointsOf(run, true)), opacity: 0.5 }) : "",
@@ -251,23 +251,22 @@ function readOff(at) {
   view.marks.replaceChildren(...rings.map(([stroke, cx, cy]) => el("circle", { cx, cy, r: 5, stroke, class: "ring" })));
 }
 
-const swatch = ({ colour, dash }) =>
-  el("span", { class: "swatch", style: `border-top: 3px ${dash ? "dashed" : "solid"} ${colour}` });
+const swatch = ({ colour, dash }) => el("span", { class: "swatch", style: `border-top: 3px ${dash} ${colour}` });
 
 function curves() {
+  const [dashes, published] = [Object.keys(DASHES), data.curves.filter((run) => run.group !== "yours")];
+  data.curves.forEach((run, k) => Object.assign(run, { colour: "currentColor", dash: dashes[k % 3] }));
+  published.forEach((run, k) => Object.assign(run, { colour: COLOURS[k % 7], dash: dashes[Math.floor(k / 7) % 3] }));
   for (const [group, runs] of Map.groupBy(data.curves, (run) => run.group)) {
-    runs.forEach((run, k) => Object.assign(run, { colour: COLOURS[k % 7], dash: k < 7 ? undefined : "6 3" }));
     const switchTo = (some, on) => {
       some.forEach((run) => view.on[on ? "add" : "delete"](run));
       buttons.forEach((button, k) => button.setAttribute("aria-pressed", view.on.has(runs[k])));
       drawCurves();
     };
-    const button = (some, ...words) => {
-      const click = () => switchTo(some, !some.every((run) => view.on.has(run)));
-      return el("button", { type: "button", onclick: click }, ...words);
-    };
-    const buttons = runs.map((run) => button([run], swatch(run), run.name));
-    $("runs").append(el("fieldset", {}, el("legend", {}, group), button(runs, "all"), ...buttons));
+    const flip = (some) => () => switchTo(some, !some.every((run) => view.on.has(run)));
+    const buttons = runs.map((run) => el("button", { onclick: flip([run]) }, swatch(run), run.name));
+    const all = el("button", { onclick: flip(runs) }, "all");
+    $("runs").append(el("fieldset", {}, el("legend", {}, group), all, ...buttons));
     switchTo(runs, ["yours", "the ladder"].includes(group));
   }
   choice($("axes"), "axis", ["logarithmic", "linear"], "logarithmic", (axis) => drawCurves({ axis }));
@@ -309,8 +308,8 @@ function modelCard({ name, about, layers, heads, views }) {
   const [T, N] = [tokens.length, tokenOf.length];
   const bytes = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
   // How much token i reads of token j. A head has the rows of its lower triangle one after another.
-  const row = (layer, head, i) => ((layer * heads + head) * T * (T + 1) + i * (i + 1)) / 2;
-  const weight = (layer, head, i, j) => (j > i ? 0 : bytes[row(layer, head, i) + j] / 255);
+  const before = (layer, head, i) => ((layer * heads + head) * T * (T + 1) + i * (i + 1)) / 2;
+  const weight = (layer, head, i, j) => (j > i ? 0 : bytes[before(layer, head, i) + j] / 255);
   const along = (share, n) => Math.min(n - 1, Math.max(0, Math.floor(share * n)));
   const inMatrix = ({ offsetY }) => pointAt(start + tokenOf.indexOf(along(offsetY / matrix.clientHeight, T)));
   const matrix = el("canvas", { width: T, height: T, role: "img", onpointermove: inMatrix });
@@ -318,7 +317,7 @@ function modelCard({ name, about, layers, heads, views }) {
   const strips = Array.from({ length: layers * heads }, (_, k) => {
     const [layer, head, canvas] = [Math.floor(k / heads), k % heads, el("canvas", { width: N, height: 1 })];
     const choose = { "aria-label": `block ${layer + 1}, head ${head + 1}`, onclick: () => chooseHead(layer, head) };
-    const button = el("button", { type: "button", ...choose }, `${layer + 1} · ${head + 1}`);
+    const button = el("button", { ...choose }, `${layer + 1} · ${head + 1}`);
     const inText = ({ offsetX }) => pointAt(start + along(offsetX / text.clientWidth, N));
     const text = el("div", { class: "letters", onpointermove: inText }, visible(tokens.join("")), canvas);
     return { layer, head, canvas, node: el("div", { class: head ? "strip" : "strip first" }, button, text) };
@@ -346,8 +345,8 @@ function modelCard({ name, about, layers, heads, views }) {
   }
 
   const parts = [el("h3", {}, name), el("p", { class: "faint" }, about), el("div", { class: "matrix" }, matrix, frame)];
-  const lines = el("div", { class: "strips", style: `--N: ${N}` }, ...strips.map(({ node }) => node), reader);
-  return { draw, update, node: el("div", { class: "model" }, ...parts, says, lines) };
+  parts.push(says, el("div", { class: "strips" }, ...strips.map(({ node }) => node), reader));
+  return { draw, update, node: el("div", { class: "model" }, ...parts) };
 }
 
 function pointAt(at) {
@@ -371,6 +370,7 @@ function chooseText(text) {
   touch.cards = models.filter(({ views }) => views[texts.indexOf(text)]).map(modelCard);
   $("line").replaceChildren(...[...text].map((letter, i) => el("span", { "data-i": i }, letter.replace("\n", "↵"))));
   $("line").setAttribute("aria-valuemax", [...text].length);
+  $("models").style.setProperty("--N", [...text].length);
   $("models").replaceChildren(...touch.cards.map(({ node }) => node));
   touch.at = Math.floor([...text].length * 0.7);
   chooseHead(touch.layer, touch.head);
@@ -488,7 +488,7 @@ function oneHead(stage) {
 function samples() {
   for (const { name, loss, text } of data.samples) {
     const caption = el("figcaption", {}, el("b", {}, name), el("span", { class: "faint" }, loss));
-    const button = el("button", { type: "button", onclick: () => button.remove() }, "all of it");
+    const button = el("button", { onclick: () => button.remove() }, "all of it");
     $("written").append(el("figure", {}, caption, el("pre", {}, text), button));
   }
 }

@@ -149,7 +149,7 @@ def curve(name, group, folders):
     first = seeds[0]
     numbers = [value for column in first.values() for value in column if value is not None]
     if None in itertools.chain(*(first[column] for column in COLUMNS.values())) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{folders[0]}: a number is missing in its metrics.csv, or is none")
+        raise ValueError(f"{folders[0]}: its metrics.csv lacks a number, or has one that is not finite")
     losses = [dict(zip(seed["step"], seed["val_loss"])) for seed in seeds]
     at = [[loss.get(step) for loss in losses] for step in first["step"]]
     val = [None if None in found else statistics.mean(found) for found in at]
@@ -221,7 +221,7 @@ def attention(flags):
     texts, models = [flags.text] if flags.text else [*LINES], []
     if flags.run:
         if not flags.text:
-            texts += [line[:40] for line in written(flags.run).splitlines() if len(line) > 20][:1]  # its own words
+            texts[:0] = [line[:36] for line in written(flags.run).splitlines() if len(line) > 20][:1]  # its own words
         models.append(heads_of(Path(flags.run).resolve().name, "your run", flags.run, texts, flags.layers))
     for run, names in HEADS.items():
         try:

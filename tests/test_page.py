@@ -74,7 +74,9 @@ def opened(made, browser):
 
 
 def data_of(path):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text())[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"))[1]
+    )
 
 
 def test_it_is_small_and_nothing_in_it_ends_a_script(made):
@@ -90,7 +92,11 @@ def test_its_numbers_are_those_of_the_readme(made):
     data = data_of(made[0])
     for rung, row in zip(data["rungs"], list(tables.ladder())[2:], strict=True):
         assert row.endswith(f"| {rung['parameters']} | {rung['loss']} | {rung['time']} |") and rung["file"] in row
-    assert [run["name"] for run in data["curves"]][0] == NAME
+    last = {
+        run["name"]: f"{run['val'][-1]:.3f} ± {run['spread'][-1]:.3f}" for run in data["curves"] if run["seeds"] > 1
+    }
+    assert {name: said == page.spread(tables.losses(name)) for name, said in last.items()} == dict.fromkeys(last, True)
+    assert len(last) > 5 and data["curves"][0]["name"] == NAME
     assert {run["name"] for run in data["curves"][1:]} == {
         re.sub(r"-\d$", "", folder.parent.name) for folder in page.PUBLISHED.glob("*/sample.txt")
     }
@@ -144,7 +150,7 @@ def test_what_is_missing_is_left_out_and_said(monkeypatch, tmp_path, capsys):
     page.main([f"--out={tmp_path / 'ladder.html'}"])
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("left out: ")] == [
-        f"left out: {tmp_path / 'broken'}: a number is missing in its metrics.csv, or is none"
+        f"left out: {tmp_path / 'broken'}: its metrics.csv lacks a number, or has one that is not finite"
     ]
     assert sum(line.startswith("left out, what the heads of ") for line in said) == len(page.HEADS)
     assert said[-1] == str(tmp_path / "ladder.html") and data_of(tmp_path / "ladder.html")["attention"]["models"] == []
@@ -227,6 +233,10 @@ def test_reads_off_what_metrics_csv_says(made, opened):
         )
         tab.mouse.move(box["x"] + x + 1, box["y"] + 50)
         assert mine.locator("td").all_inner_texts() == says(rows[0], column)
+    paths = tab.locator("#plot path")
+    drawn = paths.count()
+    tab.locator("#training").check()
+    assert paths.count() == drawn + 1
     mine_button = tab.locator("#runs").get_by_role("button", name=NAME)
     mine_button.click()
     assert mine_button.get_attribute("aria-pressed") == "false" and mine.count() == 0
