@@ -40,8 +40,8 @@ TEXT = "Good morrow, neighbour Baptista."
 
 
 def name(axes, rows, columns, size):
-    """Names the rows and the columns of a matrix, each by the characters of a text."""
-    rows, columns = (text.replace(" ", "␣").replace("\n", "↵") for text in (rows, columns))
+    """Names the rows and the columns of a matrix, each by the tokens of a text."""
+    rows, columns = ([token.replace(" ", "␣").replace("\n", "↵") for token in text] for text in (rows, columns))
     axes.set_xticks(range(len(columns)), columns, family="DejaVu Sans Mono", fontsize=size)
     axes.set_yticks(range(len(rows)), rows, family="DejaVu Sans Mono", fontsize=size)
     axes.xaxis.set_ticks_position("top")
@@ -91,12 +91,20 @@ def draw_graph(text="ROME"):
 # ---------------------------------------------------------------- One head, matrix by matrix
 
 
-def draw_head(text="to be or"):
-    """Attention over the characters of a text in five stages, each with what it adds, from random numbers."""
-    T, C, H = len(text), 6, 2
+HEAD_TEXT = "to be or"
+
+
+def head_numbers(T, C=6):
+    """Random numbers to show attention with: x (T, C), and W_q, W_k, W_v and W_o, (C, C) each."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(T, C, generator=generator)
-    w_q, w_k, w_v, w_o = (1.5 * torch.randn(C, C, generator=generator) / C**0.5 for _ in range(4))
+    return x, *(1.5 * torch.randn(C, C, generator=generator) / C**0.5 for _ in range(4))
+
+
+def draw_head(text=HEAD_TEXT):
+    """Attention over the characters of a text in five stages, each with what it adds, from random numbers."""
+    x, w_q, w_k, w_v, w_o = head_numbers(len(text))
+    (T, C), H = x.shape, 2
     q, k, v = x @ w_q, x @ w_k, x @ w_v
     adjacency = torch.ones(T, T).tril() == 1
 
@@ -195,24 +203,25 @@ def recorded(full=False):
 
 
 def weights_of(run, text, full=False, layers=""):
-    """The attention weights of a run's model over a text, a list of (H, T, T), one a block."""
+    """The attention weights of a run's model over a text, a list of (H, T, T), one a block, and its T last tokens."""
     _, model, tokenizer = sample.load(run, "cpu", layers)
+    ids = tokenizer.encode(text)[-model.config.block_size :]
     with recorded(full) as weights:
-        model.eval()(tokenizer.encode(text)[None, -model.config.block_size :])
+        model.eval()(ids[None])
     if not weights:
         raise UserError(f"{run}: no weights to draw; the GPTs have them, but for long_gat.py and --layer mean and max")
-    return [w[0] for w in weights]
+    return [w[0] for w in weights], [tokenizer.decode([i]) for i in ids]
 
 
 def draw_attention(run, text, layers=""):
     """Every head of a run over a text, a row for each block: square roots of weights, so that faint ones show."""
-    blocks = weights_of(run, text, layers=layers)
+    blocks, tokens = weights_of(run, text, layers=layers)
     H, T = blocks[0].shape[:2]
     figure = Figure(figsize=(8.3, 0.4 + 8.3 / H * len(blocks)), dpi=200, layout="constrained")
     for row, (axes_of, weights) in enumerate(zip(figure.subplots(len(blocks), H, squeeze=False), blocks)):
         for head, axes in enumerate(axes_of):
             axes.imshow(weights[head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
-            name(axes, text[-T:], text[-T:], min(7, 130 / T))
+            name(axes, tokens, tokens, min(7, 130 / T))
             axes.set_title(f"block {row + 1}, head {head + 1}", fontsize=8)
     figure.suptitle(f"{Path(run).name}: who (row) reads whom (column)", fontsize=9)
     return figure
@@ -222,12 +231,13 @@ def draw_rankings(runs, text):
     """In which order each query of a run's first block has all keys, the mask lifted: the head that varies most."""
     figure = Figure(figsize=(8.3, 3.2), dpi=200, layout="constrained")
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
-        ranks = weights_of(run, text, full=True)[0].argsort(-1, descending=True).argsort(-1).double()  # (H, T, T)
+        (weights, *_), tokens = weights_of(run, text, full=True)
+        ranks = weights.argsort(-1, descending=True).argsort(-1).double()  # (H, T, T)
         ranks = ranks[ranks.var(dim=1).sum(dim=-1).argmax()]
         image = axes.imshow(ranks.numpy(), cmap="viridis_r")
-        T, orders = len(ranks), len(torch.unique(ranks, dim=0))
-        name(axes, text[-T:], text[-T:], 5)
-        axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {T} queries", fontsize=9)
+        orders = len(torch.unique(ranks, dim=0))
+        name(axes, tokens, tokens, 5)
+        axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(tokens)} queries", fontsize=9)
     figure.colorbar(image, ax=figure.axes, label="rank of the key (column)", shrink=0.8)
     return figure
 

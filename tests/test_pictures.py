@@ -87,7 +87,7 @@ def test_trained_heads_of_gat_have_one_order_and_those_of_the_others_more(train,
     text = "or not to be"
     for layer in ("gat", "gatv2", "dot"):
         train("pyg_free_gat", out=layer, layer=layer)
-        ranks = pictures.weights_of(tmp_path / layer, text, full=True)[0].argsort(-1)  # (H, T, T)
+        ranks = pictures.weights_of(tmp_path / layer, text, full=True)[0][0].argsort(-1)  # (H, T, T)
         assert (ranks == ranks[:, :1]).all() == (layer == "gat")
     figure = pictures.draw_rankings([tmp_path / layer for layer in ("gat", "gatv2", "dot")], text)
     figure.savefig(tmp_path / "picture.png")

@@ -1,0 +1,272 @@
+"""Writes the ladder as one page, results/ladder.html, which a browser opens from the disk without a network.
+
+python -m studies.page
+python -m studies.page --run results/mine --text "To be, or not"  # and what the heads of a run of yours attend to
+
+Any two rungs side by side; the curves of the published runs and of those in results/; what trained heads attend to, and
+one head number by number; what every rung writes. The heads are those of the checkpoints that `bash
+studies/reproduce.sh ladder layers windows` leaves in results/reproduced/. What is missing there is left out.
+"""
+
+import ast
+import base64
+import difflib
+import io
+import itertools
+import json
+import keyword
+import math
+import re
+import statistics
+import string
+import tokenize
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data import UserError
+from data.files import write_atomically
+from results import option, parse, run_main
+from results.plot import COLUMNS, RESULTS, read, runs_in
+from studies import tables
+from studies.ablation import PUBLISHED, REPRODUCED, spread
+from studies.pictures import HEAD_TEXT, TEXT, head_numbers, weights_of
+
+HERE = Path(__file__).parent
+RUNGS = [rung for rung, *_ in tables.LADDER]
+LINES = (TEXT, "And every day I cannot come to woo", "So I to her and so she yields to me")  # all validate
+HEADS = {  # the runs whose heads stand side by side
+    "gpt": ("dot product", "gpt.py"),
+    "gat": ("GAT", "pyg_free_gat.py --layer gat"),
+    "gatv2": ("GATv2", "pyg_free_gat.py --layer gatv2"),
+    "soft_window": ("soft windows", "windowed_gpt.py"),
+    "hard_window": ("hard windows", "windowed_gpt.py --attention hard_window"),
+    "modern_gpt": ("rotary dot product", "modern_gpt.py"),
+}
+WRITERS = [*tables.LADDER, ("modern_gpt.py with six blocks, wider, more steps", "", "", "long", "")]
+CURVES = {  # the published runs, each with its seeds, in the order of the tables
+    "the ladder": [run for *_, run, _ in tables.LADDER] + [*tables.OTHERS],
+    "layers of pyg_free_gat.py": [*tables.LAYERS, *(equal for *_, equal in tables.LAYERS.values() if equal)],
+    "attentions of windowed_gpt.py": [run for _, run in tables.ATTENTIONS.values()],
+    "larger models": [*tables.FULL],
+}
+
+# ---------------------------------------------------------------- Two rungs side by side
+
+
+def coloured(code):
+    """The lines of a Python file, each [text, start, end, kind, start, end, kind, ...].
+
+    The kinds: k a keyword, d a name that is defined, s a string, c a comment, n a number.
+    """
+    lines = [[line] for line in code.splitlines()]
+    before = ""
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        name = tokenize.tok_name[token.type]
+        kind = {"COMMENT": "c", "NUMBER": "n"}.get(name, "s" if "STRING" in name else "")
+        if name == "NAME":
+            kind = "k" if keyword.iskeyword(token.string) else "d" if before in ("def", "class") else ""
+        (first, start), (last, end) = token.start, token.end
+        for row in range(first, last + 1) if kind else ():  # a docstring has many rows
+            text = lines[row - 1][0]
+            lines[row - 1] += [start if row == first else 0, end if row == last else len(text), kind]
+        before = token.string
+    return lines
+
+
+def stretches(old, new):
+    """What two files share and what not, from top to bottom. [i, j, n] are n equal lines, from i and from j on.
+
+    What differs is a list of [i, j] or [i, j, marks, marks]: the lines that stand side by side, -1 where there is none.
+    Marks are [start, end, start, end, ...]: the characters of the line that have changed.
+    """
+    found, i, j = [], 0, 0
+    for a, b, n in difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
+        if n and not any(re.search(r"\w", line) for line in old[a : a + n]):
+            continue  # blank lines and brackets are alike everywhere
+        pairs = [[x + i * (x >= 0), y + j * (y >= 0), *marked] for x, y, *marked in beside(old[i:a], new[j:b])]
+        found += [pairs] * bool(pairs) + [[a, b, n]] * bool(n)
+        i, j = a + n, b + n
+    return found
+
+
+def beside(old, new):
+    """The pairs of lines that make two lists most alike, in order: [i, j, marks, marks], or one of the two is -1."""
+    words = [[Counter(re.findall(r"\w+", line)) for line in lines] for lines in (old, new)]
+    best, steps = defaultdict(float), {}  # how alike lines i, ... and j, ... can be, and the first step to it
+    for i, j in itertools.product(range(len(old), -1, -1), range(len(new), -1, -1)):
+        choices = [(best[i + 1, j], 1, 0)] * (i < len(old)) + [(best[i, j + 1], 0, 1)] * (j < len(new))
+        if len(choices) == 2:
+            a, b = words[0][i], words[1][j]
+            alike = 2 * (a & b).total() / max(1, a.total() + b.total()) + 0.6 * (old[i] == new[j])
+            choices += [(best[i + 1, j + 1] + alike, 1, 1)] * (alike > 0.5)
+        if choices:
+            best[i, j], *steps[i, j] = max(choices, key=lambda choice: choice[0])
+    i = j = 0
+    while (i, j) in steps:
+        down, right = steps[i, j]
+        yield [i, j, *marks(old[i], new[j])] if down and right else [i, -1] if down else [-1, j]
+        i, j = i + down, j + right
+
+
+def marks(old, new):
+    """Where the words of two lines differ: [start, end, start, end, ...] of the characters of each."""
+    lines, found = [re.findall(r"\w+|\s+|.", line) for line in (old, new)], ([], [])
+    for tag, *ends in difflib.SequenceMatcher(None, *lines, autojunk=False).get_opcodes():
+        for side, line, start, end in zip(found, lines, ends[::2], ends[1::2]):
+            if tag != "equal" and start < end:
+                side += [len("".join(line[:start])), len("".join(line[:end]))]
+    return found
+
+
+def rungs():
+    """Each rung: its place on the ladder, its idea, its numbers as the README has them, and its lines."""
+    for rung, idea, below, run, _ in tables.LADDER:
+        code = (tables.ROOT / rung).read_text(encoding="utf-8")
+        title, about, *_ = ast.get_docstring(ast.parse(code)).split("\n\n")
+        numbers = dict(parameters=tables.parameters(run), loss=spread(tables.losses(run)), time=tables.seconds(run))
+        yield dict(file=rung, below=below, idea=idea, title=title, about=about, lines=coloured(code), **numbers)
+
+
+def pairs():
+    """What any two rungs share, by their names with a space between."""
+    code = {rung: (tables.ROOT / rung).read_text(encoding="utf-8").splitlines() for rung in RUNGS}
+    return {f"{a} {b}": stretches(code[a], code[b]) for a, b in itertools.permutations(RUNGS, 2)}
+
+
+# ---------------------------------------------------------------- Curves and samples
+
+
+def curve(name, group, folders):
+    """A run over its steps. Of several seeds, the validation loss is their mean, with its standard deviation beside.
+
+    Raises ValueError for what no curve can be drawn of.
+    """
+    seeds = [read(folder) for folder in folders]
+    first = seeds[0]
+    numbers = [value for column in first.values() for value in column if value is not None]
+    if None in itertools.chain(*(first[column] for column in COLUMNS.values())) or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{folders[0]}: its metrics.csv lacks a number, or has one that is not finite")
+    losses = [dict(zip(seed["step"], seed["val_loss"])) for seed in seeds]
+    at = [[loss.get(step) for loss in losses] for step in first["step"]]
+    val = [None if None in found else statistics.mean(found) for found in at]
+    deviation = [statistics.stdev(found) if len(found) > 1 and None not in found else 0 for found in at]
+    axes = {axis: first[column] for axis, column in COLUMNS.items()}
+    return dict(name=name, group=group, seeds=len(seeds), train=first["train_loss"], val=val, spread=deviation, **axes)
+
+
+def published():
+    """The curves of the published runs, each once."""
+    groups = {run: group for group, runs in reversed(CURVES.items()) for run in runs}
+    runs = dict.fromkeys(itertools.chain(*CURVES.values()))
+    return [curve(run, groups[run], folders) for run in runs if (folders := tables.seeds(run))]
+
+
+def own(given):
+    """The runs of whoever makes the page, each with its curve: those in results/, but for moved ones, and --run's."""
+    folders = runs_in(RESULTS)
+    given = [Path(given).resolve()] if given else []
+    for folder in folders + [run for run in given if run not in folders]:
+        try:
+            yield folder, curve(folder.name, "yours", [folder])
+        except ValueError as error:
+            print(f"left out: {error}")
+
+
+def samples(runs):
+    """What runs wrote, of (name, folder, loss) each."""
+    for name, folder, loss in runs:
+        if text := written(folder):
+            yield dict(name=name, loss=loss, text=text)
+
+
+def written(folder):
+    path = Path(folder) / "sample.txt"
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+
+
+# ---------------------------------------------------------------- Attention
+
+
+def heads_of(name, about, run, texts, layers=""):
+    """What each head of a run reads of each text that its tokenizer can encode. Raises UserError if that is none.
+
+    The weights are bytes, 255 for 1: for each block, each head and each token those of the tokens up to it.
+    """
+    views = []
+    for text in texts:
+        try:
+            weights, tokens = weights_of(run, text, layers=layers)
+        except UserError as error:
+            views.append(None)
+            unread = error
+            continue
+        weights, T = torch.stack(weights), len(tokens)  # (n_layer, H, T, T)
+        start = len(text) - len("".join(tokens))  # in characters; a model with a short context has read the end
+        numbers = (weights[:, :, *torch.tril_indices(T, T)] * 255).round().byte().numpy().tobytes()
+        views.append(dict(tokens=tokens, start=start, weights=base64.b64encode(numbers).decode()))
+    if not any(views):
+        raise unread
+    return dict(name=name, about=about, layers=len(weights), heads=weights.shape[1], views=views)
+
+
+def attention(flags):
+    """The texts, and the models whose heads read them: that of --run first, then those in results/reproduced/."""
+    texts, models = [flags.text] if flags.text else [*LINES], []
+    if flags.run:
+        if not flags.text:
+            texts[:0] = [line[:36] for line in written(flags.run).splitlines() if len(line) > 20][:1]  # its own words
+        models.append(heads_of(Path(flags.run).resolve().name, "your run", flags.run, texts, flags.layers))
+    for run, names in HEADS.items():
+        try:
+            models.append(heads_of(*names, REPRODUCED / run, texts))
+        except UserError as error:
+            print(f"left out, what the heads of {run} read: {error}")
+    return dict(texts=texts, models=models)
+
+
+# ---------------------------------------------------------------- main()
+
+
+@dataclass
+class Flags:
+    run: str = option("", "folder of a run of yours, whose heads and whose curve stand on the page too")
+    text: str = option("", "what the heads read, instead of three lines of the validation split")
+    layers: str = option("", "with --run, a Python file to run first that adds a layer of yours to pyg_free_gat.LAYERS")
+    out: str = option(str(RESULTS / "ladder.html"), "the page")
+
+    def __post_init__(self):
+        if not Path(self.out).parent.is_dir():
+            raise ValueError(f"--out {self.out}: there is no such folder")
+
+
+def everything(flags):
+    """What the page shows, as JSON has it."""
+    read_by_heads = attention(flags)  # first, since --run may be wrong
+    mine = [*own(flags.run)]
+    runs = [(rung, PUBLISHED / run, spread(tables.losses(run)) + " nats") for rung, *_, run, _ in WRITERS]
+    numbers = [matrix.tolist() for matrix in head_numbers(len(HEAD_TEXT))]
+    return dict(
+        rungs=[*rungs()],
+        pairs=pairs(),
+        attention=read_by_heads,
+        curves=[run for _, run in mine] + published(),
+        head=dict(text=HEAD_TEXT, numbers=dict(zip(("X", "W_q", "W_k", "W_v", "W_o"), numbers))),
+        samples=[*samples(runs + [(folder.name, folder, "yours") for folder, _ in mine])],
+    )
+
+
+def main(argv=None):
+    flags = parse(Flags, argv)
+    # Without a "<" no text ends the script that holds it.
+    data = json.dumps(everything(flags), separators=(",", ":")).replace("<", "\\u003c")
+    template, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    page = string.Template(template).substitute(data=data, script=script)
+    write_atomically(Path(flags.out), page.encode())
+    print(flags.out)
+
+
+if __name__ == "__main__":
+    run_main(main)
