@@ -97,7 +97,7 @@ def test_its_commands_run(monkeypatch, text_file, tmp_path):
             flags[0] = "results/mine"
         elif script == "gpt2.py":
             flags = [flag if flag != "DIR" else str(weights) for flag in flags]
-            flags += ["--device=cpu", "--data=my.txt", "--max_new_tokens=3", "--max_iters=2", "--block_size=32"]
-            flags += [f"--weights={weights}"] * ("--weights" not in flags)
+            flags += ["--device=cpu", "--data=my.txt", "--max_new_tokens=3", "--max_iters=2", "--out=results/gpt2"]
+            flags += ["--block_size=32", *[f"--weights={weights}"] * ("--weights" not in flags)]
         module.main(flags)
     assert scripts["gpt.py"] >= 6 and scripts["pyg_free_gat.py"] >= 3 and {"sample.py", "results/plot.py"} <= {*scripts}
