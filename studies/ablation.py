@@ -113,12 +113,15 @@ def no_convolutions(model):
 
 
 class SoftWindow(windowed_gpt.SoftWindow):
-    """The attention of windowed_gpt.py for queries and keys as modern_gpt.py makes them. Without a cache."""
+    """The attention of windowed_gpt.py for queries and keys as modern_gpt.py makes them."""
 
     def forward(self, x, rotation, cache=None, past=0):
         linears = (self.query, self.key, self.value)
         q, k, v = (f(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for f in linears)  # (B, H, T, D) each
         q, k = modern_gpt.rotate(modern_gpt.norm(torch.stack((q, k))), rotation)
+        if cache is not None:
+            cache[:, :, :, past : past + x.shape[1]] = torch.stack((k, v))
+            k, v = cache[:, :, :, : past + x.shape[1]]
         read, _ = self.attend(x, 2 * q, k, v, past)  # modern_gpt.py's scores are twice as large
         return self.projection(read.transpose(1, 2).flatten(2))
 

@@ -56,9 +56,9 @@ windows() { # --attention plain is gpt.py
     done
 }
 
-tokens() { # as many steps as take the time of those with characters, of 300 and of 200
+tokens() { # as many steps as take the time of those with characters, of 150 and of 100
     for seed in 1 2 3; do
-        for steps in 0:300:200 512:300:200 1024:280:180 4096:184:134; do
+        for steps in 0:150:100 512:150:100 1024:140:90 4096:92:67; do
             IFS=: read -r size gpt modern <<<"$steps"
             run tokens_gpt_$size $seed gpt.py --vocab_size $size --max_iters $gpt --eval_interval $gpt
             run tokens_modern_gpt_$size $seed modern_gpt.py --vocab_size $size --max_iters $modern --eval_interval $modern
@@ -67,9 +67,10 @@ tokens() { # as many steps as take the time of those with characters, of 300 and
 }
 
 long() { # below 1.4697, which nanoGPT has from three minutes of an A100
-    for seed in 1 2; do
-        run long $seed modern_gpt.py --n_layer 6 --n_embd 256 --batch_size 8 --learning_rate 6e-3 --weight_decay 0.3 --max_iters 1700 --eval_interval 340
-    done
+    local flags=(--n_layer 6 --n_embd 256 --batch_size 8 --learning_rate 6e-3 --weight_decay 0.3 --max_iters 1700 --eval_interval 340)
+    run long 1 modern_gpt.py "${flags[@]}"
+    run long 2 modern_gpt.py "${flags[@]}"
+    run long_windows 1 -m studies.modern_windows "${flags[@]}"
 }
 
 full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its steps

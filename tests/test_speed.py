@@ -125,3 +125,16 @@ def test_uncached_writing_of_the_benchmark_is_what_the_cache_gives(rung):
         torch.nn.init.normal_(parameter, std=0.5)
     cached = importlib.import_module(rung).generate(model, ids, 50, temperature=0)
     assert torch.equal(cached, generate_uncached(model, ids, 50, slide=False, temperature=0))
+
+
+@pytest.mark.usefixtures("float64")
+def test_soft_windows_of_modern_gpt_write_with_a_cache_as_without():
+    torch.manual_seed(0)
+    config = modern_gpt.Config(n_layer=2, n_head=2, n_embd=16, block_size=16)
+    model, ids = ablation.build(ablation.ROWS[-1], config, 65).eval(), torch.randint(65, (2, 16))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    with torch.inference_mode():
+        expected, cache = model(ids), model.new_cache(2)
+        parts = [model(ids[:, :5], cache, 0), *(model(ids[:, i : i + 1], cache, i) for i in range(5, 16))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-10, rtol=0)
