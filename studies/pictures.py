@@ -30,7 +30,7 @@ from data import BPETokenizer, Dataset, UserError
 from data.corpus import tinyshakespeare
 from pyg_free_gat import GAT, GATv2
 from results import option, parse, run_main
-from results.plot import RESULTS
+from results.plot import COLOURS, RESULTS
 from windowed_gpt import HardWindow, SoftWindow
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
@@ -386,12 +386,13 @@ def draw_positions(runs):
     """The loss over how much a character has before it, in trained runs: a mean for each doubling."""
     figure = Figure(figsize=(8.3, 3.2), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for run in runs:
+    for colour, run in zip(COLOURS, runs):
         losses = losses_by_place(run)
-        starts = [2**n for n in range(len(losses).bit_length())]  # places 1, 2 to 3, 4 to 7, ...; counted from 1
-        means = [losses[start - 1 : 2 * start - 1].mean().item() for start in starts]
-        axes.plot(starts, means, marker="o", label=Path(run).name)
-    axes.set(xscale="log", xlabel="characters read, this one included", ylabel="validation loss, nats")
+        ends = [2**n for n in range(len(losses).bit_length())]  # of places 1, 2, 3 to 4, 5 to 8, ...
+        means = [losses[end // 2 : end].mean().item() for end in ends]
+        axes.plot(ends, means, marker="o", color=colour, label=Path(run).name)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="characters read, the mean over a doubling", ylabel="validation loss, nats")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
