@@ -63,9 +63,8 @@ class Dataset:
         self.tokenizer = tokenizer or BPETokenizer.of(text[:cut], vocab_size)
         if not tokenizer and self.vocab_size < vocab_size:
             print(f"--vocab_size {vocab_size}: the text has pairs for {self.vocab_size:,} tokens alone", flush=True)
-        begins = [
-            sum(byte >> 6 != 0b10 for byte in token) for token in self.tokenizer.tokens
-        ]  # UTF-8: 10xxxxxx goes on
+        # A character of UTF-8 begins in each byte that is not 10xxxxxx.
+        begins = [sum(byte >> 6 != 0b10 for byte in token) for token in self.tokenizer.tokens]
         self.lengths = torch.tensor(begins, device=self.device)
         return self.tokenizer.encode(text[:cut]), self.tokenizer.encode(text[cut:])
 
