@@ -71,7 +71,7 @@ class GPT2(gpt.GPT):
     def __init__(self, config, vocab_size):
         super().__init__(config, vocab_size)
         for block in self.blocks:
-            block.feed_forward[1] = nn.GELU(approximate="tanh")  # GELU exact was slow in 2019
+            block.feed_forward[1] = nn.GELU(approximate="tanh")  # as OpenAI's code has it
 
 
 # Our names, and those in OpenAI's files. All have a weight and a bias; {} is the number of the block.

@@ -9,7 +9,7 @@ from .flags import option
 class Sampling:
     """The options of writing. `sample_text` and `sample_token` take them."""
 
-    prompt: str = option("", "text to continue; without one, a new line")
+    prompt: str = option("", "text to continue; without one, a new line, or in gpt2.py a new text")
     max_new_tokens: int = option(500, "tokens to write: characters, or what --vocab_size made")
     num_samples: int = option(1, "texts to write")
     temperature: float = option(0.8, "below 1 writes more safely, above 1 more wildly; 0 takes the likeliest token")
