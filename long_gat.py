@@ -92,20 +92,20 @@ def pieces(parts, size):
 
 def causal_sums(s, m, t, w, W, slope, later=False):
     """The two sums of add_sums for a causal graph, over j <= i or, if `later`, over j >= i: (N, T, K) each."""
-    above, below, n = torch.zeros_like(W), torch.zeros_like(W), 64
+    above, below, T = torch.zeros_like(W), torch.zeros_like(W), W.shape[1]
     parts = above, below, s, m, t, w, W
-    for up, low, s_, m_, t_, w_, W_ in pieces(parts, n):  # within a piece, all pairs
-        z = s_[..., :, None] + t_[..., None, :]  # (N, T / n, n, n)
-        p = (F.leaky_relu(z, slope) + w_[..., None, :] - m_[..., :, None]).exp()
-        p = p.triu() if later else p.tril()  # the other pairs may be inf
-        up += (p * (z > 0)) @ W_
-        low += (p * (z <= 0)) @ W_
-    while n < W.shape[1]:  # then between the halves of pieces of 2 n, 4 n, ...
-        i, j = (slice(n), slice(n, None)) if later else (slice(n, None), slice(n))
-        for piece in pieces(parts, 2 * n):
-            if piece[0].shape[2] > n:
-                add_sums(*(part[:, :, i] for part in piece[:4]), *(part[:, :, j] for part in piece[4:]), slope)
-        n *= 2
+    for few in zip(*(part.split(max(1, 2**16 // T)) for part in parts)):  # heads; small copies are far cheaper on a CPU
+        for up, low, s_, m_, t_, w_, W_ in pieces(few, 64):  # within a piece, all pairs
+            z = s_[..., :, None] + t_[..., None, :]  # (N, T / 64, 64, 64)
+            p = (F.leaky_relu(z, slope) + w_[..., None, :] - m_[..., :, None]).exp()
+            p = p.triu() if later else p.tril()  # the other pairs may be inf
+            up += (p * (z > 0)) @ W_
+            low += (p * (z <= 0)) @ W_
+        for n in (2**k for k in range(6, (T - 1).bit_length())):  # then between the halves of pieces of 2 n
+            i, j = (slice(n), slice(n, None)) if later else (slice(n, None), slice(n))
+            for piece in pieces(few, 2 * n):
+                if piece[0].shape[2] > n:
+                    add_sums(*(part[:, :, i] for part in piece[:4]), *(part[:, :, j] for part in piece[4:]), slope)
     return above, below
 
 

@@ -99,6 +99,7 @@ def draw(path, found):
     """found: side -> T -> seconds."""
     figure = Figure(figsize=(8.3, 3.6), layout="constrained")
     axes = figure.subplots()
+    longest = max(max(times) for times in found.values())
     for colour, (side, times) in zip(("#0072B2", "#D55E00", "#777777"), found.items()):
         if len(times) < 2:
             continue
@@ -106,9 +107,11 @@ def draw(path, found):
         slope = math.log(times[last] / times[before]) / math.log(last / before)
         axes.plot(times.keys(), times.values(), marker="o", color=colour)
         label = f"{side}, slope {slope:.1f}"
-        axes.annotate(label, (last, times[last]), xytext=(8, 0), textcoords="offset points", color=colour, va="center")
+        x, ha = (8, "left") if last == longest else (-8, "right")  # left of its end where another line goes on
+        where = dict(xytext=(x, 0), textcoords="offset points", va="center", ha=ha)
+        axes.annotate(label, (last, times[last]), color=colour, **where)
     axes.set(xscale="log", yscale="log", xlabel="characters in the text", ylabel="seconds")
-    axes.set_xlim(right=8 * max(max(times) for times in found.values()))
+    axes.set_xlim(right=8 * longest)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 

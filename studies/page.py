@@ -50,6 +50,7 @@ CURVES = {  # the published runs, each with its seeds, in the order of the table
     "the ladder": [run for *_, run, _ in tables.LADDER] + [*tables.OTHERS],
     "layers of pyg_free_gat.py": [*tables.LAYERS, *(equal for *_, equal in tables.LAYERS.values() if equal)],
     "attentions of windowed_gpt.py": [run for _, run in tables.ATTENTIONS.values()],
+    "windows of GAT": [*tables.TEXTS],
     "tokens": [f"tokens_{rung}_{size}" for rung in ("gpt", "modern_gpt") for size in tables.TOKENS],
     "larger models": [*tables.FULL],
 }

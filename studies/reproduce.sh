@@ -36,6 +36,7 @@ layers() {
 texts() { # graph attention over 4,096 characters at a time, and over 256
     for seed in 1 2 3; do
         run long_gat $seed long_gat.py
+        run long_gat_256 $seed long_gat.py --block_size 256 --batch_size 16
         run gat_256 $seed pyg_free_gat.py --layer gat --block_size 256 --batch_size 16
     done
 }

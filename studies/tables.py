@@ -48,6 +48,12 @@ ATTENTIONS = {  # of windowed_gpt.py: what it does, and its run
     "location_mlp": ("tells the feed-forward where they look", "location_mlp"),
     "location_gate": ("scales and shifts channels by where they look", "location_gate"),
 }
+TEXTS = {  # runs of GAT: whether its scores fall with the distance
+    "gat": "no",
+    "gat_256": "no",
+    "long_gat_256": "yes",
+    "long_gat": "yes",
+}
 TOKENS = ("0", "512", "1024", "4096")  # --vocab_size
 FULL = {  # what was run, and what gpt-pyg-attention's plot reads for it
     "full_dot": ("`--layer dot`", "1.50"),
@@ -133,6 +139,14 @@ def windows():
         yield row(f"`{name}`", what, parameters(run), len(seeds(run)), spread(losses(run)))
 
 
+def texts():
+    yield from head("run", "characters in a window", "recency", "seeds", "loss")
+    for run, recency in TEXTS.items():
+        length = f"{about(run)['config']['block_size']:,}"
+        command, _, _ = about(run)["commands"][0].partition(" --out")
+        yield row(f"`{command}`", length, recency, len(seeds(run)), spread(losses(run)))
+
+
 def tokens():
     yield from head("`--vocab_size`", "characters a token", "rung", "parameters", "steps", "nats", "bits", "time")
     for size in TOKENS:
@@ -164,6 +178,7 @@ TABLES = {
     "layers": layers,
     "matched": matched,
     "windows": windows,
+    "texts": texts,
     "tokens": tokens,
     "full": full,
     "ablation": ablation.table,

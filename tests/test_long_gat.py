@@ -34,6 +34,11 @@ def test_is_dense_attention_at_every_length(T):
 
 
 @pytest.mark.usefixtures("float64")
+def test_is_dense_attention_for_more_heads_than_it_takes_at_once():
+    compare(inputs(260, 1.0, N=255), 0.2, outputs=1e-12, gradients=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("deviation", [0.1, 1.0, 10.0, 100.0])
 @pytest.mark.parametrize("slope", [0.01, 0.2, 1.0])
 def test_is_dense_attention_at_every_size_of_scores(deviation, slope):
