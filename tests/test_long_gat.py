@@ -35,7 +35,7 @@ def test_is_dense_attention_at_every_length(T):
 
 @pytest.mark.usefixtures("float64")
 def test_is_dense_attention_for_more_heads_than_it_takes_at_once():
-    compare(inputs(260, 1.0, N=255), 0.2, outputs=1e-12, gradients=1e-10)
+    compare(inputs(130, 1.0, N=510), 0.2, outputs=1e-12, gradients=1e-10)
 
 
 @pytest.mark.usefixtures("float64")
