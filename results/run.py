@@ -70,12 +70,13 @@ class Run:
 
     def begin(self, seconds, commands, metrics):
         """Writes what a run has before its first step. It has trained for `seconds` so far, by `commands`."""
-        config, data, model = self.config, self.data, self.model
+        config, data, model, module = self.config, self.data, self.model, sys.modules["__main__"].__spec__
+        script = ["-m", module.name] if module else sys.argv[:1]  # python -m studies.modern_windows, python gpt.py
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{rung_of(type(config))}: {parameters:,} parameters, results in {self.folder}", flush=True)
         about = {
             "rung": rung_of(type(config)),
-            "commands": [*commands, shlex.join(["python", *sys.argv])],
+            "commands": [*commands, shlex.join(["python", *script, *sys.argv[1:]])],
             "config": asdict(config),
             "parameters": parameters,
             "corpus_sha256": data.sha256,

@@ -94,6 +94,17 @@ def test_a_run_that_is_done_goes_on_with_more_steps(train, tmp_path):
     assert len(about["commands"]) == 2 and about["config"]["max_iters"] == 8
 
 
+def test_a_module_is_a_run_whose_command_can_be_given_again(text_file, tmp_path):
+    """modern_gpt.py with windows; sample.py says that it does not know them."""
+    sizes = "--size small --n_layer 1 --n_head 2 --n_embd 8 --block_size 16 --batch_size 4 --max_iters 1"
+    command = f"-m studies.modern_windows {sizes} --data {text_file} --out {tmp_path / 'run'}"
+    subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True, capture_output=True)
+    about = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert about["commands"] == [f"python {command}"]
+    wrote = subprocess.run([sys.executable, "sample.py", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True)
+    assert wrote.returncode == 2 and wrote.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("rung", RUNGS)
 def test_same_seed_same_losses_and_another_seed_others(train, tmp_path, rung):
     a, b, c = (train(rung, out=name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
