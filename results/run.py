@@ -70,8 +70,9 @@ class Run:
 
     def begin(self, seconds, commands, metrics):
         """Writes what a run has before its first step. It has trained for `seconds` so far, by `commands`."""
-        config, data, model, module = self.config, self.data, self.model, sys.modules["__main__"].__spec__
-        script = ["-m", module.name] if module else sys.argv[:1]  # python -m studies.modern_windows, python gpt.py
+        config, data, model = self.config, self.data, self.model
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m studies.modern_windows
+        script = ["-m", module.name] if module else sys.argv[:1]
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{rung_of(type(config))}: {parameters:,} parameters, results in {self.folder}", flush=True)
         about = {
