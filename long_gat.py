@@ -94,7 +94,8 @@ def causal_sums(s, m, t, w, W, slope, later=False):
     """The two sums of add_sums for a causal graph, over j <= i or, if `later`, over j >= i: (N, T, K) each."""
     above, below, T = torch.zeros_like(W), torch.zeros_like(W), W.shape[1]
     parts = above, below, s, m, t, w, W
-    for few in zip(*(part.split(max(1, 2**16 // T)) for part in parts)):  # heads; small copies are far cheaper on a CPU
+    n_few = max(1, 2**16 // T)  # heads at a time: a copy too large for the heap costs a CPU more than its sums
+    for few in zip(*(part.split(n_few) for part in parts)) if n_few < len(W) else [parts]:
         for up, low, s_, m_, t_, w_, W_ in pieces(few, 64):  # within a piece, all pairs
             z = s_[..., :, None] + t_[..., None, :]  # (N, T / 64, 64, 64)
             p = (F.leaky_relu(z, slope) + w_[..., None, :] - m_[..., :, None]).exp()

@@ -49,12 +49,7 @@ ATTENTIONS = {  # of windowed_gpt.py: what it does, and its run
     "location_mlp": ("tells the feed-forward where they look", "location_mlp"),
     "location_gate": ("scales and shifts channels by where they look", "location_gate"),
 }
-TEXTS = {  # runs of GAT: whether its scores fall with the distance
-    "gat": "no",
-    "gat_256": "no",
-    "long_gat_256": "yes",
-    "long_gat": "yes",
-}
+TEXTS = ("gat", "gat_256", "long_gat_256", "long_gat")  # runs of GAT over windows that grow
 TOKENS = ("0", "512", "1024", "4096")  # --vocab_size
 FULL = {  # what was run, and what gpt-pyg-attention's plot reads for it
     "full_dot": ("`--layer dot`", "1.50"),
@@ -142,9 +137,10 @@ def windows():
 
 def texts():
     yield from head("run", "characters in a window", "recency", "seeds", "loss")
-    for run, recency in TEXTS.items():
-        length = f"{about(run)['config']['block_size']:,}"
+    for run in TEXTS:
+        config = about(run)["config"]
         command, _, _ = about(run)["commands"][0].partition(" --out")
+        length, recency = f"{config['block_size']:,}", "yes" if config.get("recency") else "no"
         yield row(f"`{command}`", length, recency, len(seeds(run)), spread(losses(run)))
 
 

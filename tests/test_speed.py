@@ -76,7 +76,7 @@ def test_between_two_log_lines_nothing_waits_for_the_device(train, monkeypatch, 
     [("bigram", 30), ("single_head", 150), ("multi_head", 200), ("block", 250), ("gpt", 1100), ("modern_gpt", 1900)]
     + [(f"pyg_free_gat {layer}", 1250) for layer in ("dot", "gat", "mean", "max")]
     + [(f"windowed_gpt {attention}", 2300) for attention in ATTENTIONS]
-    + [("long_gat", 1900)],  # with a short text; each doubling above 64 adds a level, and heads are split
+    + [("long_gat", 1800)],  # with a short text; each doubling above 64 adds a level
 )
 def test_operations_of_a_step_of_training(rung, most):
     """With six blocks. On a GPU each is at least one call, which takes the host some microseconds."""
