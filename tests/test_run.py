@@ -101,8 +101,8 @@ def test_a_module_is_a_run_whose_command_can_be_given_again(text_file, tmp_path)
     subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True, capture_output=True)
     about = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert about["commands"] == [f"python {command}"]
-    wrote = subprocess.run([sys.executable, "sample.py", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True)
-    assert wrote.returncode == 2 and wrote.stderr.count("\n") == 1
+    with pytest.raises(UserError, match="another version of its rung"):
+        sample.main([str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize("rung", RUNGS)
