@@ -74,14 +74,17 @@ long() { # below 1.4697, which nanoGPT has from three minutes of an A100
     run long_windows 1 -m studies.modern_windows "${flags[@]}"
 }
 
-full() { # the sizes of github.com/LucTuc/gpt-pyg-attention, a tenth of its steps
+full() { # two as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attention and a tenth of its steps
+    run full_gpt 1 gpt.py --size full
+    run full_modern_gpt 1 modern_gpt.py --size full
+    local flags=(--size full --batch_size 64 --block_size 128 --learning_rate 8e-3 --max_iters 500 --eval_interval 50)
     for layer in gat gatv2 dot; do
-        run full_$layer 1 pyg_free_gat.py --layer $layer --size full --block_size 128 --learning_rate 8e-3 --max_iters 500 --eval_interval 50
-        run full_${layer}_no_dropout 1 pyg_free_gat.py --layer $layer --size full --block_size 128 --dropout 0 --learning_rate 8e-3 --max_iters 500 --eval_interval 50
+        run full_$layer 1 pyg_free_gat.py --layer $layer "${flags[@]}" --weight_decay 0.1 --dropout 0.2
+        run full_${layer}_no_dropout 1 pyg_free_gat.py --layer $layer "${flags[@]}" --weight_decay 0.1 --dropout 0
     done
-    run full_dot_decay 1 pyg_free_gat.py --layer dot --size full --block_size 128 --learning_rate 8e-3 --weight_decay 0.3 --max_iters 500 --eval_interval 50 --dropout 0
-    run full_dot_decay_dropout 1 pyg_free_gat.py --layer dot --size full --block_size 128 --learning_rate 8e-3 --weight_decay 0.3 --max_iters 500 --eval_interval 50 --dropout 0.1
-    run full_modern 1 modern_gpt.py --size full --block_size 128 --learning_rate 8e-3 --weight_decay 0.3 --max_iters 500 --eval_interval 50
+    run full_dot_decay 1 pyg_free_gat.py --layer dot "${flags[@]}" --weight_decay 0.3 --dropout 0
+    run full_dot_decay_dropout 1 pyg_free_gat.py --layer dot "${flags[@]}" --weight_decay 0.3 --dropout 0.1
+    run full_modern 1 modern_gpt.py "${flags[@]}" --weight_decay 0.3 --dropout 0.2
 }
 
 for group in "${@:-}"; do
