@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from conftest import tiny_flags
 
 import pyg_free_gat
 from pyg_free_gat import LAYERS
-from results import plot
+from results import parse_config, plot
 from studies import tables
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,20 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
         assert {line.removesuffix(" --resume") for line in about["commands"]} <= set(printed), folder
         if not about["config"].get("vocab_size"):
             assert len((folder.parent / "sample.txt").read_text(encoding="utf-8")) == 1001
+
+
+@pytest.mark.parametrize(
+    "about", sorted((ROOT / "results" / "published").glob("*/config.json")), ids=lambda f: f.parent.name
+)
+def test_the_command_of_a_published_run_sets_its_options_today(about):
+    """No default has moved since: `gpt.py --size full` is still what was trained to its end."""
+    about = json.loads(about.read_text(encoding="utf-8"))
+    flags = shlex.split(about["commands"][-1].removesuffix(" --resume").split(".py ", 1)[-1])
+    flags = flags[flags.index("-m") + 2 :] if "-m" in flags else flags
+    elsewhere = {name: about["config"][name] for name in ("device", "dtype") if name in about["config"]}
+    flags += [f"--{name}={value}" for name, value in elsewhere.items()]
+    today = asdict(parse_config(importlib.import_module(about["rung"]).Config, flags))
+    assert {name: today[name] for name in about["config"]} | {"resume": True} == about["config"] | {"resume": True}
 
 
 def test_it_is_read_to_its_end():
