@@ -3,6 +3,7 @@ import random
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import results.run
@@ -55,11 +56,14 @@ def text_file(tmp_path):
     return write_text(tmp_path / "corpus.txt")
 
 
-def train_tiny(rung, text, out, *flags, **options):
-    """Runs a rung's main() at its tiny sizes; returns the checkpoint."""
+def train_tiny(rung, text, out, *flags, picture=False, **options):
+    """Runs a rung's main() at its tiny sizes; returns the checkpoint. Without `picture`, loss.png is blank."""
     options = tiny_flags(rung) | {"max_iters": 4, "eval_interval": 2} | options
     argv = [f"--{name}={value}" for name, value in options.items()]
-    importlib.import_module(rung).main([*argv, f"--data={text}", f"--out={out}", "--device=cpu", *flags])
+    with pytest.MonkeyPatch.context() as patch:
+        if not picture:
+            patch.setattr("results.plot.plot", lambda folders: Figure())  # to draw one takes longer than to train
+        importlib.import_module(rung).main([*argv, f"--data={text}", f"--out={out}", "--device=cpu", *flags])
     return torch.load(out / "checkpoint.pt", weights_only=True)
 
 

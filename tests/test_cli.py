@@ -367,15 +367,28 @@ def test_bad_flags_of_plot(workplace, flags, message):
     check_error(workplace, plot.main, flags.split(), message)
 
 
-STUDIES = sorted(f"studies.{file.stem}" for file in (ROOT / "studies").glob("[a-z]*.py") if file.stem != "measure")
+STUDIES = sorted(f"studies/{file.stem}" for file in (ROOT / "studies").glob("[a-z]*.py") if file.stem != "measure")
 
 
 @pytest.mark.parametrize("script", [*RUNGS, "sample", "results/plot", *STUDIES])
-def test_an_error_is_one_line_and_exit_code_2(script, tmp_path):
-    if script == "studies.pyg":
+def test_an_error_is_one_line_and_exit_code_2(script, monkeypatch, capsys):
+    """Of the file as a script, but in this process: each start of one takes seconds."""
+    if script == "studies/pyg":
         pytest.importorskip("torch_geometric")
-    command, folder = (["-m", script], ROOT) if script in STUDIES else ([f"{ROOT / script}.py"], tmp_path)
-    command = [sys.executable, *command, "somewhere", "--bogus"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and ("--bogus" in done.stderr or "somewhere" in done.stderr)
+    monkeypatch.setattr("sys.argv", [script, "somewhere", "--bogus"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(f"{ROOT / script}.py", run_name="__main__")
+    assert end.value.code == 2
+    check_one_line(*capsys.readouterr())
+
+
+@pytest.mark.parametrize("command", [f"{ROOT / 'gpt.py'}", "-m studies.speed"])
+def test_an_error_of_a_process_is_one_line_and_exit_code_2(command):
+    command = [sys.executable, *command.split(), "somewhere", "--bogus"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    check_one_line(done.stdout, done.stderr)
+
+
+def check_one_line(out, err):
+    assert out == "" and err.count("\n") == 1 and ("--bogus" in err or "somewhere" in err)

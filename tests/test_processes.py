@@ -104,28 +104,27 @@ def test_two_processes_train_as_one(train, torchrun, tmp_path):
     assert distance(first, one) < 1e-5
     losses = [read(tmp_path / out)["val_loss"][-1] for out in ("two", "one")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert "reductions: 10 " in printed  # one bucket in each of 10 steps
     assert "windows: [24, 0]" in printed  # the first process had half of 2 evaluations over 24 windows and a bit
 
 
 def test_with_several_batches_a_step_gradients_are_averaged_once(torchrun):
-    for accum in (1, 3):
-        process = torchrun("gpt", f"accum{accum}", grad_accum=accum)
-        printed, errors = process.communicate(timeout=120)
-        assert "reductions: 10 " in printed, errors  # one bucket in each of 10 steps
+    printed, errors = torchrun("gpt", "run", grad_accum=3).communicate(timeout=120)
+    assert "reductions: 10 " in printed, errors
 
 
 @posix
 def test_two_processes_end_together_at_ctrl_c_and_go_on_exactly(torchrun, tmp_path):
-    whole = torchrun("gpt", "whole", max_iters=100, eval_interval=20, dropout=0.2)
+    whole = torchrun("gpt", "whole", max_iters=40, eval_interval=10, dropout=0.2)
     whole.communicate(timeout=120)
-    parts = torchrun("gpt", "parts", max_iters=100, eval_interval=20, dropout=0.2)
+    parts = torchrun("gpt", "parts", max_iters=40, eval_interval=10, dropout=0.2)
     for line in parts.stdout:
         if line.startswith("step"):
             parts.send_signal(signal.SIGINT)
             break
     rest, _ = parts.communicate(timeout=120)
     assert "interrupted after step" in rest
-    parts = torchrun("gpt", "parts", "--resume", max_iters=100, eval_interval=20, dropout=0.2)
+    parts = torchrun("gpt", "parts", "--resume", max_iters=40, eval_interval=10, dropout=0.2)
     parts.communicate(timeout=120)
     assert (whole.returncode, parts.returncode) == (0, 0)
     assert distance(*(weights(tmp_path / out / "checkpoint.pt") for out in ("whole", "parts"))) == 0

@@ -113,7 +113,7 @@ def test_same_seed_same_losses_and_another_seed_others(train, tmp_path, rung):
 
 
 def test_the_folder_of_a_run(train, tmp_path):
-    train("gpt", max_iters=4, eval_interval=2)
+    train("gpt", picture=True, max_iters=4, eval_interval=2)
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
@@ -276,10 +276,10 @@ def read_or_end(terminal):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize(("number", "ignored"), [("SIGTERM", False), ("SIGHUP", False), ("SIGHUP", True)])
 def test_a_clusters_stop_and_a_closed_terminal_save_the_run(text_file, tmp_path, number, ignored):
     """Unless the signal is ignored, as SIGHUP is under nohup."""
+    number = signal.Signals[number]
     out = tmp_path / "run"
     command = [sys.executable, "bigram.py", f"--data={text_file}", f"--out={out}", "--device=cpu", "--max_iters=500"]
     former = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)  # which a child inherits
