@@ -1,4 +1,5 @@
 import importlib
+import os
 import random
 
 import pytest
@@ -9,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import results.run
 
 torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
-results.run.SAMPLE_LENGTH = 100  # most of a tiny run would be its sample
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # so do those of the processes that tests start
+results.run.SAMPLE_LENGTH = 30  # most of a tiny run would be its sample
 
 GPTS = ["gpt", "modern_gpt", "pyg_free_gat", "windowed_gpt", "long_gat"]
 RUNGS = ["bigram", "single_head", "multi_head", "block", *GPTS]

@@ -376,6 +376,7 @@ def test_an_error_is_one_line_and_exit_code_2(script, monkeypatch, capsys):
     if script == "studies/pyg":
         pytest.importorskip("torch_geometric")
     monkeypatch.setattr("sys.argv", [script, "somewhere", "--bogus"])
+    monkeypatch.setattr(modern_gpt, "GPT", modern_gpt.GPT)  # which studies/modern_windows.py replaces
     with pytest.raises(SystemExit) as end:
         runpy.run_path(f"{ROOT / script}.py", run_name="__main__")
     assert end.value.code == 2

@@ -88,6 +88,12 @@ def test_a_long_text_is_read_in_pieces_and_takes_little_memory(tmp_path):
     assert peak < 1.2 * 5 * 2**20 + 3 * 10**7  # the text, and some pieces of a million characters
 
 
+def test_processes_must_be_able_to_share_a_batch(text_file, monkeypatch):
+    monkeypatch.setattr(dataset_module, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="--batch_size 3 must be a multiple of the 2 processes"):
+        dataset(text_file, batch_size=3)
+
+
 @pytest.mark.parametrize("world", [2, 3, 40])
 def test_processes_share_the_windows_of_an_evaluation(text_file, monkeypatch, world):
     data = dataset(text_file, block_size=16)

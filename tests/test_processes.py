@@ -108,23 +108,20 @@ def test_two_processes_train_as_one(train, torchrun, tmp_path):
     assert "windows: [24, 0]" in printed  # the first process had half of 2 evaluations over 24 windows and a bit
 
 
-def test_with_several_batches_a_step_gradients_are_averaged_once(torchrun):
-    printed, errors = torchrun("gpt", "run", grad_accum=3).communicate(timeout=120)
-    assert "reductions: 10 " in printed, errors
-
-
 @posix
 def test_two_processes_end_together_at_ctrl_c_and_go_on_exactly(torchrun, tmp_path):
-    whole = torchrun("gpt", "whole", max_iters=40, eval_interval=10, dropout=0.2)
-    whole.communicate(timeout=120)
-    parts = torchrun("gpt", "parts", max_iters=40, eval_interval=10, dropout=0.2)
+    flags = {"max_iters": 40, "eval_interval": 10, "dropout": 0.2, "grad_accum": 3}
+    whole = torchrun("gpt", "whole", **flags)
+    printed, errors = whole.communicate(timeout=120)
+    assert "reductions: 40 " in printed, errors  # gradients of three batches are averaged once
+    parts = torchrun("gpt", "parts", **flags)
     for line in parts.stdout:
         if line.startswith("step"):
             parts.send_signal(signal.SIGINT)
             break
     rest, _ = parts.communicate(timeout=120)
     assert "interrupted after step" in rest
-    parts = torchrun("gpt", "parts", "--resume", max_iters=40, eval_interval=10, dropout=0.2)
+    parts = torchrun("gpt", "parts", "--resume", **flags)
     parts.communicate(timeout=120)
     assert (whole.returncode, parts.returncode) == (0, 0)
     assert distance(*(weights(tmp_path / out / "checkpoint.pt") for out in ("whole", "parts"))) == 0
@@ -136,12 +133,6 @@ def test_a_process_that_dies_ends_the_other(torchrun):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "SIGKILL" in errors
     assert "script.py: another process has ended (" in errors and "gloo" in errors  # and its own words
-
-
-def test_processes_must_be_able_to_share_a_batch(torchrun):
-    process = torchrun("bigram", "run", batch_size=3)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode and "--batch_size 3 must be a multiple of the 2 processes" in errors
 
 
 @pytest.mark.parametrize(("device", "devices"), [("mps", 0), ("cuda", 1)])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from conftest import RUNGS, tiny_flags
 
 import bigram
+import modern_gpt
 import sample
 from data import Dataset, UserError
 from results import Sampling, load_best, load_checkpoint, sample_text
@@ -94,11 +96,13 @@ def test_a_run_that_is_done_goes_on_with_more_steps(train, tmp_path):
     assert len(about["commands"]) == 2 and about["config"]["max_iters"] == 8
 
 
-def test_a_module_is_a_run_whose_command_can_be_given_again(text_file, tmp_path):
+def test_a_module_is_a_run_whose_command_can_be_given_again(text_file, tmp_path, monkeypatch):
     """modern_gpt.py with windows; sample.py says that it does not know them."""
     sizes = "--size small --n_layer 1 --n_head 2 --n_embd 8 --block_size 16 --batch_size 4 --max_iters 1"
     command = f"-m studies.modern_windows {sizes} --data {text_file} --out {tmp_path / 'run'}"
-    subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True, capture_output=True)
+    monkeypatch.setattr("sys.argv", command.split()[1:])
+    monkeypatch.setattr(modern_gpt, "GPT", modern_gpt.GPT)  # which it replaces
+    runpy.run_module("studies.modern_windows", run_name="__main__", alter_sys=True)
     about = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert about["commands"] == [f"python {command}"]
     with pytest.raises(UserError, match="another version of its rung"):
