@@ -68,7 +68,11 @@ tokens() { # as many steps as take the time of those with characters, of 150 and
 }
 
 long() { # below 1.4697, which nanoGPT has from three minutes of an A100
-    local flags=(--n_layer 6 --n_embd 256 --batch_size 8 --learning_rate 6e-3 --weight_decay 0.3 --max_iters 1700 --eval_interval 340)
+    local size=(--n_layer 6 --n_embd 256) rest=(--learning_rate 6e-3 --weight_decay 0.3 --max_iters 1700 --eval_interval 340)
+    for seed in 1 2 3; do
+        run long_512 $seed modern_gpt.py "${size[@]}" --batch_size 4 --block_size 512 "${rest[@]/0.3/0.5}"
+    done
+    local flags=("${size[@]}" --batch_size 8 "${rest[@]}")
     run long 1 modern_gpt.py "${flags[@]}"
     run long 2 modern_gpt.py "${flags[@]}"
     run long_windows 1 -m studies.modern_windows "${flags[@]}"

@@ -33,6 +33,7 @@ OTHERS = {  # further runs of the same rungs: after which rung's, and what is di
     "one_block": ("block.py", "[gpt.py](../gpt.py) with one block, the sizes and steps of block.py", ""),
     "long": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py) with six blocks, wider, more steps", "1.4697"),
     "long_windows": ("modern_gpt.py", "the same with [soft windows](../studies/modern_windows.py)", "1.4571"),
+    "long_512": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py) with six blocks, 512 characters at a time", ""),
 }
 LAYERS = {  # the score e_ij, the value of j, and the run with as many parameters as the dot product
     "dot": ("q_i · k_j / √D", "v_j", "dot"),
