@@ -34,10 +34,10 @@ class Config(Flags):
     dropout: float = option(0.0, "share of the numbers added to the stream that training sets to 0", full=0.1, below=1)
     optimizer: str = option("muon", "optimizer of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
     learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=8e-3)
-    weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=0.3)
+    weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=0.5)
     warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", least=0)
-    max_iters: int = option(600, "training steps", full=1200)
-    eval_interval: int = option(100, "steps between evaluations", full=200)
+    max_iters: int = option(600, "training steps", full=2000)
+    eval_interval: int = option(100, "steps between evaluations", full=250)
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
 

@@ -35,10 +35,10 @@ class Config(Flags):
     dropout: float = option(0.0, "share of the numbers added to the stream that training sets to 0", full=0.1, below=1)
     optimizer: str = option("muon", "optimizer of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
     learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=8e-3)
-    weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=0.3)
+    weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=0.5)
     warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", least=0)
-    max_iters: int = option(600, "training steps", full=1200)
-    eval_interval: int = option(100, "steps between evaluations", full=200)
+    max_iters: int = option(600, "training steps", full=2000)
+    eval_interval: int = option(100, "steps between evaluations", full=250)
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
     layer: str = option("", "gat, gatv2 (the default), dot, mean, max, or a name that you added to LAYERS")
@@ -161,14 +161,14 @@ class GATv2Scores(torch.autograd.Function):
     def pieces(src, adjacency):
         """Yields blocks that cover all edges, of about `room` numbers of z: slices of B, a head, slices of i and j."""
         B, T, H, D = src.shape
-        room = 2**20 if src.device.type == "cpu" else 2**25
+        n_i, room = (16, 2**20) if src.device.type == "cpu" else (64, 2**25)  # a GPU wants few blocks
         if not hasattr(adjacency, "keys"):  # found once for all layers, since a GPU must be waited for
             edges = adjacency.reshape(-1, T, T).any(dim=0).cpu()
-            adjacency.keys = [(slice(n, n + 16), edges[n : n + 16].any(dim=0).nonzero()) for n in range(0, T, 16)]
+            adjacency.keys = [(slice(n, n + n_i), edges[n : n + n_i].any(dim=0).nonzero()) for n in range(0, T, n_i)]
         for i, keys in adjacency.keys:
             if len(keys):
                 j = slice(int(keys[0]), int(keys[-1]) + 1)
-                size = max(1, room // (16 * (j.stop - j.start) * D))
+                size = max(1, room // (n_i * (j.stop - j.start) * D))
                 yield from ((slice(b, b + size), h, i, j) for b in range(0, B, size) for h in range(H))
 
     @staticmethod

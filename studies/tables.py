@@ -55,6 +55,7 @@ TOKENS = ("0", "512", "1024", "4096")  # --vocab_size
 FULL = {  # what was run, and what nanoGPT says of its own or gpt-pyg-attention's plot reads for it
     "full_gpt": ("`gpt.py --size full`", "1.4697"),
     "full_modern_gpt": ("`modern_gpt.py --size full`", ""),
+    "full_pyg_free_gat": ("`pyg_free_gat.py --size full`, GATv2", ""),
     "full_dot": ("`--layer dot`", "1.50"),
     "full_dot_no_dropout": ("`--layer dot --dropout 0`", "1.50"),
     "full_dot_decay": ("`--layer dot --dropout 0 --weight_decay 0.3`", "1.50"),
