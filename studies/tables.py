@@ -60,6 +60,7 @@ FULL = {  # what was run, and what nanoGPT says of its own or gpt-pyg-attention'
     "full_dot_no_dropout": ("`--layer dot --dropout 0`", "1.50"),
     "full_dot_decay": ("`--layer dot --dropout 0 --weight_decay 0.3`", "1.50"),
     "full_dot_decay_dropout": ("`--layer dot --dropout 0.1 --weight_decay 0.3`", "1.50"),
+    "full_dot_128": ("`--layer dot --dropout 0`, 16 windows, weight decay 0.5", "1.50"),
     "full_gatv2": ("`--layer gatv2`", "1.57"),
     "full_gatv2_no_dropout": ("`--layer gatv2 --dropout 0`", "1.57"),
     "full_gat": ("`--layer gat`", "1.66"),
