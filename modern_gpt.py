@@ -2,9 +2,8 @@
 
 New against rung 5, in the model: rotary positions instead of learned ones; RMSNorm, of queries and keys too; ReLU
 squared; no biases; projections into the residual stream start at zero; a short convolution before attention and before
-the feed-forward; the head has weights of its own.
-In training: the learning rate stays at its highest before it falls, and the first windows are short.
-The papers are named beside the lines.
+the feed-forward; the head has weights of its own. In training: the learning rate stays at its highest before it falls,
+and the first windows are short. The papers are named beside the lines.
 """
 
 import math
@@ -84,13 +83,12 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(torch.zeros(3, 1, n_embd))
 
     def forward(self, x, cache=None, past=0):
-        T = x.shape[1]
         before = cache if past else x.new_zeros(x.shape[0], 3, x.shape[2])
         window = torch.cat((before, x), dim=1)  # (B, 3 + T, C)
         if cache is not None:
             cache.copy_(window[:, -3:])
         for k, w in enumerate(self.weight, 1):
-            x = torch.addcmul(x, window[:, 3 - k : 3 - k + T], w)
+            x = torch.addcmul(x, window[:, 3 - k : -k], w)
         return x
 
 
@@ -120,13 +118,12 @@ class Attention(nn.Module):
         # view splits the C channels into heads; transpose puts H before T, so that @ works head by head.
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
-        # QK-norm (Henry et al., arXiv:2010.04245): only directions count, and no score can exceed 2 sqrt(D).
+        # QK-norm (Henry et al., arXiv:2010.04245): only directions count. That bounds the scores, so they are doubled.
         q, k = rotate(norm(torch.stack((q, k))), rotation)  # (B, H, T, D) each
         if cache is not None:
             cache[:, :, :, past : past + T] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each
-        scale = 2 / q.shape[-1] ** 0.5  # QK-norm bounds the scores; twice as large, they allow sharper weights
-        read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=scale)  # (B, H, T, D)
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=2 / q.size(-1) ** 0.5)  # (B, H, T, D)
         return self.projection(read.transpose(1, 2).reshape(B, T, C))
 
 
