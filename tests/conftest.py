@@ -11,6 +11,7 @@ import results.run
 
 torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so do those of the processes that tests start
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # what a test shows should not depend on a GPU being there
 results.run.SAMPLE_LENGTH = 30  # most of a tiny run would be its sample
 
 GPTS = ["gpt", "modern_gpt", "pyg_free_gat", "windowed_gpt", "long_gat"]
