@@ -56,6 +56,7 @@ FULL = {  # what was run, and what nanoGPT says of its own or gpt-pyg-attention'
     "full_gpt": ("`gpt.py --size full`", "1.4697"),
     "full_modern_gpt": ("`modern_gpt.py --size full`", ""),
     "full_pyg_free_gat": ("`pyg_free_gat.py --size full`, GATv2", ""),
+    "full_windowed_gpt": ("`windowed_gpt.py --size full`", ""),
     "full_dot": ("`--layer dot`", "1.50"),
     "full_dot_no_dropout": ("`--layer dot --dropout 0`", "1.50"),
     "full_dot_decay": ("`--layer dot --dropout 0 --weight_decay 0.3`", "1.50"),
@@ -112,10 +113,10 @@ def ladder():
 def elsewhere():
     yield from head("run", "lines", "nats", "bits", "elsewhere, nats", "time")
     for rung, _, _, run, said in LADDER:
-        lines = len((ROOT / rung).read_text(encoding="utf-8").splitlines())
-        shown = [(f"[{rung}](../{rung})", lines, run, said)]
-        shown += [(what, lines, other, said) for other, (after, what, said) in OTHERS.items() if after == rung]
-        for what, lines, run, said in shown:
+        shown = [(f"[{rung}](../{rung})", run, said)]
+        shown += [(what, other, said) for other, (after, what, said) in OTHERS.items() if after == rung]
+        for what, run, said in shown:
+            lines = len((ROOT / f"{about(run)['rung']}.py").read_text(encoding="utf-8").splitlines())
             nats, bits = spread(losses(run)), spread([loss / math.log(2) for loss in losses(run)])
             yield row(what, lines, nats, bits, said, seconds(run))
 
