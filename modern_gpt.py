@@ -25,15 +25,15 @@ class Config(Flags):
     batch_size: int = option(16, "B: windows of text in a batch")
     grad_accum: int = option(1, "batches in a step; their gradients are averaged")
     block_size: int = option(256, "T: characters in a window, the context")
-    n_layer: int = option(3, "transformer blocks", full=6, below=1000)
+    n_layer: int = option(3, "transformer blocks", full=6, within="[1, 1000)")
     n_head: int = option(4, "H: attention heads", full=6)
     n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels", full=384)
-    dropout: float = option(0.0, "share of the numbers added to the stream that training sets to 0", full=0.2, below=1)
-    optimizer: str = option("muon", "optimizer of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
+    dropout: float = option(0.0, "fraction of activations set to 0 during training", full=0.2, within="[0, 1)")
+    optimizer: str = option("muon", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw"))
     learning_rate: float = option(1e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=6e-3)
     weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=1.0)
-    warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", least=0)
-    warmdown_ratio: float = option(0.6, "share of the steps, at the end, in which the learning rate falls to 0", most=1)
+    warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", within="[0, 1e9)")
+    warmdown_ratio: float = option(0.6, "last share of the steps, in which the learning rate falls", within="[0, 1]")
     max_iters: int = option(900, "training steps", full=2000)
     eval_interval: int = option(150, "steps between evaluations", full=250)
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
@@ -169,6 +169,8 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids, cache=None, past=0):
+        if past and ids.shape[1] > 1:
+            raise ValueError("a cache takes the first tokens together, and then one token at a time")
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)  # (T,)
         rotation = rotation_of(positions, self.config.n_embd // self.config.n_head)  # (2, T, D)
         x = self.dropout(self.token_embedding(ids))  # (B, T, C)
@@ -216,11 +218,11 @@ def loss_of(model, x, y, reduction="mean"):
 
 
 @torch.inference_mode()
-def evaluate(model, data, whole=True):
-    """Nats per character over the validation split, each predicted once; unless `whole`, over a part if it is long."""
+def evaluate(model, data):
+    """Mean loss per character over the validation split, in nats (see Dataset.windows)."""
     model.eval()
     losses, count = [], 0
-    for x, y in data.windows("val", whole):
+    for x, y in data.windows("val"):
         losses.append(loss_of(model, x, y, "sum"))
         count += data.characters(y)
     model.train()
@@ -297,7 +299,6 @@ def context_at(step, config):
     """Sequence length warm-up (Li et al., arXiv:2108.06084): windows of block_size / 8, then / 4, then / 2, then whole.
 
     Each of the short lengths gets a twelfth of the steps, and so many windows a batch that it has as many tokens.
-    Evaluations in that time use the same short windows.
     """
     doublings = min(3, 12 * (step - 1) // config.max_iters)
     return max(1, config.block_size >> (3 - doublings))
@@ -312,13 +313,11 @@ def train(config, data, model):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
-        data.block_size = context_at(step, config)
-        data.batch_size = config.batch_size * (config.block_size // data.block_size)
         model.zero_grad()
         loss = 0
         for i in range(config.grad_accum):
             replica.require_backward_grad_sync = i == config.grad_accum - 1  # processes average once a step
-            x, y = data.batch("train")  # (B, T), (B, T)
+            x, y = data.batch("train", context_at(step, config))  # (B, T), (B, T)
             part = loss_of(replica, x, y) / config.grad_accum
             part.backward()
             loss += part.detach()
@@ -326,7 +325,7 @@ def train(config, data, model):
         for optimizer in optimizers:
             optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
-        run.log(step, loss, evaluate(model, data, step == config.max_iters) if due else None)
+        run.log(step, loss, evaluate(model, data) if due else None)
     run.finish(generate)
 
 

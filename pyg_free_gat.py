@@ -29,14 +29,14 @@ class Config(Flags):
     batch_size: int = option(32, "B: windows of text in a batch", full=16)
     grad_accum: int = option(1, "batches in a step; their gradients are averaged")
     block_size: int = option(128, "T: characters in a window, the context", full=256)
-    n_layer: int = option(3, "transformer blocks", full=6, below=1000)
+    n_layer: int = option(3, "transformer blocks", full=6, within="[1, 1000)")
     n_head: int = option(4, "H: attention heads", full=6)
     n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels", full=384)
-    dropout: float = option(0.0, "share of the numbers added to the stream that training sets to 0", full=0.1, below=1)
-    optimizer: str = option("muon", "optimizer of the hidden matrices; AdamW has the rest", choices=("muon", "adamw"))
+    dropout: float = option(0.0, "fraction of activations set to 0 during training", full=0.1, within="[0, 1)")
+    optimizer: str = option("muon", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw"))
     learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=8e-3)
     weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=0.5)
-    warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", least=0)
+    warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", within="[0, 1e9)")
     max_iters: int = option(600, "training steps", full=2000)
     eval_interval: int = option(100, "steps between evaluations", full=250)
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
@@ -71,6 +71,13 @@ def adjacency_of(graph, positions):
     if kind == "dilated":
         return (back >= 0) & (back % int(K) == 0)
     return back >= 0  # the causal mask
+
+
+def checked(adjacency):
+    """The adjacency itself. Raises TypeError if it is not bool: numbers could be meant as weights of edges."""
+    if adjacency.dtype != torch.bool:
+        raise TypeError(f"adjacency must be bool, not {adjacency.dtype}; adjacency != 0 is True at each edge")
+    return adjacency
 
 
 def log_adjacency(adjacency, dtype):
@@ -112,6 +119,7 @@ class GAT(GraphAttention):
             nn.init.xavier_uniform_(matrix)
 
     def forward(self, x, adjacency):
+        adjacency = checked(adjacency)
         h = self.lin(x).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
         src, dst = ((h * att).sum(dim=-1).mT.contiguous() for att in (self.att_src, self.att_dst))  # (B, H, T) each
         scores = src[:, :, None, :] + dst[:, :, :, None]  # (B, H, T, T)
@@ -130,11 +138,13 @@ class GATv2(GraphAttention):
         for matrix in (self.lin_l.weight, self.lin_r.weight, self.att[0]):
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, x, adjacency):
+    def forward(self, x, adjacency, blocks=None):
+        adjacency = checked(adjacency)
+        blocks = blocks_of(adjacency, x.device) if blocks is None else blocks
         linears = (self.lin_l, self.lin_r)
         src, dst = (f(x).to(self.att.dtype).unflatten(-1, (self.heads, -1)) for f in linears)  # (B, T, H, D) each
         with torch.autocast(x.device.type, enabled=False):  # scores are small differences of large numbers
-            scores = GATv2Scores.apply(src, dst, self.att[0], adjacency, self.negative_slope)  # (B, H, T, T)
+            scores = GATv2Scores.apply(src, dst, self.att[0], adjacency, self.negative_slope, blocks)  # (B, H, T, T)
         return self.aggregate(scores, src, adjacency)
 
 
@@ -144,6 +154,19 @@ def gatv2_scores_by_hand(src, dst, att, slope):
     It stores a number for each pair and channel, several times: 1.6 GB each for B, T, H, D = 64, 128, 6, 64 in float32.
     """
     return (F.leaky_relu(dst[:, :, None] + src[:, None], slope) * att).sum(dim=-1).permute(0, 3, 1, 2)
+
+
+def blocks_of(adjacency, device):
+    """Blocks that cover all edges: slices of some i, and of the j that any of them reads, in any graph of the batch."""
+    size, T = 16 if device.type == "cpu" else 64, adjacency.shape[-1]  # a GPU wants few blocks
+    if torch.compiler.is_compiling():  # compiled code does without
+        return []
+    edges, blocks = adjacency.reshape(-1, T, T).any(dim=0).cpu(), []  # waits for a GPU
+    for i in range(0, T, size):
+        j = edges[i : i + size].any(dim=0).nonzero()
+        if len(j):
+            blocks.append((slice(i, min(i + size, T)), slice(int(j[0]), int(j[-1]) + 1)))
+    return blocks
 
 
 class GATv2Scores(torch.autograd.Function):
@@ -158,30 +181,25 @@ class GATv2Scores(torch.autograd.Function):
     """
 
     @staticmethod
-    def pieces(src, adjacency):
-        """Yields blocks that cover all edges, of about `room` numbers of z: slices of B, a head, slices of i and j."""
-        B, T, H, D = src.shape
-        n_i, room = (16, 2**20) if src.device.type == "cpu" else (64, 2**25)  # a GPU wants few blocks
-        if not hasattr(adjacency, "keys"):  # found once for all layers, since a GPU must be waited for
-            edges = adjacency.reshape(-1, T, T).any(dim=0).cpu()
-            adjacency.keys = [(slice(n, n + n_i), edges[n : n + n_i].any(dim=0).nonzero()) for n in range(0, T, n_i)]
-        for i, keys in adjacency.keys:
-            if len(keys):
-                j = slice(int(keys[0]), int(keys[-1]) + 1)
-                size = max(1, room // (n_i * (j.stop - j.start) * D))
-                yield from ((slice(b, b + size), h, i, j) for b in range(0, B, size) for h in range(H))
+    def pieces(src, blocks):
+        """Yields parts that cover all edges, of about `room` numbers of z: slices of B, a head, slices of i and j."""
+        B, _, H, D = src.shape
+        room = 2**20 if src.device.type == "cpu" else 2**25  # a GPU wants few parts
+        for i, j in blocks:
+            size = max(1, room // ((i.stop - i.start) * (j.stop - j.start) * D))
+            yield from ((slice(b, b + size), h, i, j) for b in range(0, B, size) for h in range(H))
 
     @staticmethod
-    def forward(ctx, src, dst, att, adjacency, slope):
-        ctx.save_for_backward(src, dst, att, adjacency)
-        ctx.slope = slope
+    def forward(ctx, src, dst, att, adjacency, slope, blocks):
+        ctx.save_for_backward(src, dst, att)
+        ctx.slope, ctx.blocks = slope, blocks
         if torch.compiler.is_compiling():  # the compiler fuses it, and z is never stored
             return gatv2_scores_by_hand(src, dst, att, slope) + log_adjacency(adjacency, src.dtype)
         a_src, a_dst = ((part * att).sum(dim=-1).mT.contiguous() for part in (src, dst))  # (B, H, T) each
         scores = slope * a_src[:, :, None, :] + a_dst[:, :, :, None]  # (B, H, T, T)
         scores += log_adjacency(adjacency, src.dtype)
         minus_dst, z = -dst, src.new_empty(0)  # all blocks share z's memory
-        for b, h, i, j in GATv2Scores.pieces(src, adjacency):
+        for b, h, i, j in GATv2Scores.pieces(src, blocks):
             z = torch.maximum(src[b, None, j, h], minus_dst[b, i, None, h], out=z.resize_(0))  # (b, i, j, D)
             scores[b, h, i, j].add_(z @ att[h], alpha=1 - slope)
         return scores
@@ -189,7 +207,7 @@ class GATv2Scores(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        src, dst, att, adjacency = ctx.saved_tensors
+        src, dst, att = ctx.saved_tensors
         if torch.compiler.is_compiling():
             x, y, g = dst[:, :, None], src[:, None], grad.permute(0, 2, 3, 1)[..., None]
             # z is spelled in two ways: the compiler would store what both sums share
@@ -197,13 +215,13 @@ class GATv2Scores(torch.autograd.Function):
             grad_dst = torch.where(y + x > 0, g, ctx.slope * g).sum(dim=2)  # (B, T, H, D)
         else:
             grad_src, grad_dst, z = torch.zeros_like(src), torch.zeros_like(dst), src.new_empty(0)
-            for b, h, i, j in GATv2Scores.pieces(src, adjacency):
+            for b, h, i, j in GATv2Scores.pieces(src, ctx.blocks):
                 z = torch.add(src[b, None, j, h], dst[b, i, None, h], out=z.resize_(0))  # (b, i, j, D)
                 g = grad[b, h, i, j, None].expand_as(z)
                 G = torch.ops.aten.leaky_relu_backward(g, z, ctx.slope, False, grad_input=z)
                 grad_src[b, j, h] += G.sum(dim=1)
                 grad_dst[b, i, h] += G.sum(dim=2)
-        return att * grad_src, att * grad_dst, (src * grad_src + dst * grad_dst).sum(dim=(0, 1)), None, None
+        return att * grad_src, att * grad_dst, (src * grad_src + dst * grad_dst).sum(dim=(0, 1)), None, None, None
 
 
 class DotProduct(nn.Module):
@@ -220,7 +238,7 @@ class DotProduct(nn.Module):
     def forward(self, x, adjacency):
         linears = (self.query, self.key, self.value)
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in linears)  # (B, H, T, D) each
-        mask = adjacency if adjacency.ndim == 2 else adjacency[:, None]  # 2 or 4 dimensions, for the fused kernel
+        mask = checked(adjacency) if adjacency.ndim == 2 else checked(adjacency)[:, None]  # for the kernel
         return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, T, H * D)
 
 
@@ -232,7 +250,7 @@ class Mean(nn.Module):
         self.lin = nn.Linear(in_channels, heads * out_channels)
 
     def forward(self, x, adjacency):
-        edges = adjacency.to(x.dtype)
+        edges = checked(adjacency).to(x.dtype)
         return self.lin((edges / edges.sum(dim=-1, keepdim=True).clamp(min=1)) @ x)
 
 
@@ -240,10 +258,9 @@ class Max(Mean):
     """W max_j x_j + b, channel by channel: PyG's SAGEConv(aggr="max", root_weight=False)."""
 
     def forward(self, x, adjacency):
-        if not hasattr(adjacency, "causal"):  # found once for all layers, since a GPU must be waited for
-            adjacency.causal = torch.equal(adjacency, torch.ones_like(adjacency).tril())
+        causal = torch.equal(checked(adjacency), torch.ones_like(adjacency).tril())  # waits for a GPU
         with torch.no_grad():
-            if adjacency.causal:
+            if causal:
                 j = x.cummax(dim=-2).indices  # (B, T, C)
             else:  # for one i at a time, so that no tensor is (B, T, T, C)
                 rows = log_adjacency(adjacency, x.dtype).unbind(dim=-2)  # T of (1, T) or (B, 1, T)
@@ -263,8 +280,9 @@ class Attention(nn.Module):
         self.layer = LAYERS[config.layer](config.n_embd, config.n_embd // config.n_head, heads=config.n_head)
         self.projection = nn.Linear(config.n_embd, config.n_embd) if config.out_proj else nn.Identity()
 
-    def forward(self, x, adjacency):
-        return self.projection(self.layer(x, adjacency))
+    def forward(self, x, adjacency, blocks):
+        known = {"blocks": blocks} if isinstance(self.layer, GATv2) else {}  # so that not each layer has to find them
+        return self.projection(self.layer(x, adjacency, **known))
 
 
 class Block(nn.Module):
@@ -282,8 +300,8 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, adjacency):
-        x = x + self.dropout(self.attention(self.norm_1(x), adjacency))
+    def forward(self, x, adjacency, blocks):
+        x = x + self.dropout(self.attention(self.norm_1(x), adjacency, blocks))
         x = x + self.dropout(self.feed_forward(self.norm_2(x)))
         return x
 
@@ -313,11 +331,13 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if adds else 0.02)
 
     def forward(self, ids):
-        positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
+        positions = torch.arange(ids.shape[1])  # (T,), on the CPU
         adjacency = adjacency_of(self.config.graph, positions)  # (T, T)
+        blocks = blocks_of(adjacency, ids.device)  # found on the CPU, where nothing waits for a GPU
+        positions, adjacency = positions.to(ids.device), adjacency.to(ids.device)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         for block in self.blocks:
-            x = block(x, adjacency)  # (B, T, C)
+            x = block(x, adjacency, blocks)  # (B, T, C)
         # The head is the token embedding (Press and Wolf, arXiv:1608.05859).
         return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
 
@@ -345,11 +365,11 @@ def loss_of(model, x, y, reduction="mean"):
 
 
 @torch.inference_mode()
-def evaluate(model, data, whole=True):
-    """Nats per character over the validation split, each predicted once; unless `whole`, over a part if it is long."""
+def evaluate(model, data):
+    """Mean loss per character over the validation split, in nats (see Dataset.windows)."""
     model.eval()
     losses, count = [], 0
-    for x, y in data.windows("val", whole):
+    for x, y in data.windows("val"):
         losses.append(loss_of(model, x, y, "sum"))
         count += data.characters(y)
     model.train()
@@ -443,7 +463,7 @@ def train(config, data, model):
         for optimizer in optimizers:
             optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
-        run.log(step, loss, evaluate(model, data, step == config.max_iters) if due else None)
+        run.log(step, loss, evaluate(model, data) if due else None)
     run.finish(generate)
 
 

@@ -4,9 +4,9 @@ python sample.py results/gpt --prompt "ROMEO:" --temperature 0.8 --top_k 40
 python sample.py results/pyg_free_gat --layers decay.py   # a run with a layer of your own, which decay.py adds
 """
 
+import os
 import runpy
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 
 import torch
 
@@ -22,6 +22,7 @@ import single_head
 import windowed_gpt
 from data import UserError, choose_device, tokenizer_of
 from results import Sampling, load_best, option, parse, run_main, sample_text
+from results.checkpoint import copy_into, fitting
 from results.options import saved_options
 
 # What a checkpoint may name: nothing else is ever built or imported because a file says so.
@@ -42,7 +43,7 @@ RUNGS = {
 @dataclass(kw_only=True)
 class Config(Sampling):
     run: str = option(MISSING, "folder of the run, like results/gpt")
-    seed: int = option(1, "seed of the draws", least=0, below=2**63)
+    seed: int = option(1, "seed of the draws", within="[0, 9e18)")
     device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
     layers: str = option("", "Python file to run first, one that adds a layer of yours to pyg_free_gat.LAYERS")
 
@@ -53,7 +54,7 @@ def load(folder, device, layers=""):
     layers: a Python file that is run first, to add the run's layer to pyg_free_gat.LAYERS. What it has under
     `if __name__ == "__main__"` does not run. Raises UserError if the file is missing or the checkpoint is damaged.
     """
-    if layers and not Path(layers).is_file():
+    if layers and not os.path.isfile(layers):
         raise UserError(f"--layers {layers}: there is no such file")
     if layers:
         runpy.run_path(layers)
@@ -67,13 +68,15 @@ def load(folder, device, layers=""):
             raise UserError(f"{folder}: its layer {layer!r} is unknown; --layers FILE runs the file that adds it")
         tokenizer = tokenizer_of(state["tokenizer"])
         if not len(tokenizer):
-            raise ValueError
+            raise ValueError("it has no tokens")
+        config = module.Config(**saved_options(module.Config, state, folder))
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims
-            model = build(module.Config(**saved_options(module.Config, state, folder)), len(tokenizer))
-        model.load_state_dict(state["model"], assign=True)
+            fitting(build(config, len(tokenizer)).state_dict(), state["model"])
+        model = build(config, len(tokenizer))
+        copy_into(model.state_dict(), state["model"])
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         other = "a damaged checkpoint, or one of another version of its rung"
-        raise UserError(f"{folder}: {other} ({type(error).__name__})") from None
+        raise UserError(f"{folder}: {other} ({error})") from None
     return module, model.to(device), tokenizer
 
 

@@ -93,11 +93,11 @@ def loss_of(model, x, y, reduction="mean"):
 
 
 @torch.inference_mode()
-def evaluate(model, data, whole=True):
-    """Nats per character over the validation split, each predicted once; unless `whole`, over a part if it is long."""
+def evaluate(model, data):
+    """Mean loss per character over the validation split, in nats (see Dataset.windows)."""
     model.eval()
     losses, count = [], 0
-    for x, y in data.windows("val", whole):
+    for x, y in data.windows("val"):
         losses.append(loss_of(model, x, y, "sum"))
         count += data.characters(y)
     model.train()
@@ -116,7 +116,7 @@ def train(config, data, model):
         loss.backward()
         optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
-        run.log(step, loss, evaluate(model, data, step == config.max_iters) if due else None)
+        run.log(step, loss, evaluate(model, data) if due else None)
     run.finish(generate)
 
 

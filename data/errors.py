@@ -1,5 +1,5 @@
 class UserError(Exception):
-    """What the user can mend: one line that says what is wrong and what would be right."""
+    """An error that the user can fix: one line that says what is wrong and what would be right."""
 
     def __init__(self, message):
         super().__init__(" ".join(str(message).splitlines()))

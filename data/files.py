@@ -1,30 +1,15 @@
-import contextlib
 import os
 import time
+from pathlib import Path
 
-PATIENCE = 2  # seconds
-
-
-def patiently(action, seconds=None):
-    """Calls action() until it raises no PermissionError, for PATIENCE seconds at most.
-
-    On Windows a file that a virus scanner, a sync client or a spreadsheet has open can be neither replaced nor written.
-    """
-    end = time.monotonic() + (PATIENCE if seconds is None else seconds)
-    while True:
-        try:
-            return action()
-        except PermissionError:
-            if time.monotonic() >= end:
-                raise
-            time.sleep(0.05)
+from .errors import UserError
 
 
 def write_atomically(path, content):
     """Writes bytes beside `path`, down to the disk, then renames them, so that `path` is always whole.
 
-    content: the bytes, or a function that writes them to a file. Raises OSError if that fails, as on a full disk; what
-    was in `path` is then still there.
+    content: the bytes, or a function that writes them to an open file. Raises OSError if that fails, as on a full disk;
+    what was in `path` is then still there.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -32,16 +17,43 @@ def write_atomically(path, content):
             content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        patiently(lambda: os.replace(part, path))
+        replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        former = ", the former one stands" if path.exists() else ""
-        raise OSError(error.errno, f"not written{former}: {error.strerror}", str(path)) from None
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        with contextlib.suppress(OSError):  # some network drives cannot do it
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)  # without it a power cut can undo the renaming
-            os.close(folder)
+        former = "; the former file is kept" if path.exists() else ""
+        raise OSError(error.errno, f"could not be written ({error.strerror}){former}", str(path)) from None
+
+
+def replace(part, path):
+    """os.replace(), tried for two seconds.
+
+    On Windows a file that a virus scanner, a sync client or a spreadsheet has open at the moment cannot be replaced.
+    """
+    end = time.monotonic() + 2
+    while True:
+        try:
+            return os.replace(part, path)
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def write_output(path, content, mark):
+    """Writes bytes to the file that a command's --out names.
+
+    mark: bytes that are in whatever this command writes. A file that lacks them is somebody else's, and is left alone:
+    UserError. So is a folder or a device.
+    """
+    try:
+        path = Path(os.path.realpath(path))  # a link stays a link, to what is written
+        if path.exists() and not path.is_file():
+            raise UserError(f"--out {path}: this is not a file; name another one")
+        if path.exists() and mark not in path.read_bytes():
+            raise UserError(f"--out {path}: this file was not written by this command; name another one")
+        write_atomically(path, content)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise UserError(f"--out {path}: {getattr(error, 'strerror', error)}") from None
 
 
 def lock(path):

@@ -5,7 +5,7 @@ from .checkpoint import load_checkpoint as load_checkpoint
 from .flags import Parser as Parser
 from .flags import option as option
 from .flags import parse as parse
-from .flags import run_main as run_main
+from .main import run_main as run_main
 from .options import Flags as Flags
 from .options import parse_config as parse_config
 from .run import Run as Run

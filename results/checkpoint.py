@@ -1,5 +1,11 @@
-import hashlib
-import io
+"""A run's state in a file, and back.
+
+A file may be from somebody else: nothing in it is used before its type, shape, dtype and layout are known to be those
+of the model's own, and then it is copied into the model's own tensors.
+"""
+
+import os
+import pickletools
 import zipfile
 from pathlib import Path
 
@@ -9,60 +15,110 @@ from data import UserError
 from data.files import write_atomically
 
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"  # the last step, and the weights with the lowest validation loss
-
-
-class Hashed:
-    """A file that is written once, from its start to its end, and the sha256 of that."""
-
-    def __init__(self, file):
-        self.file, self.flush, self.sha256 = file, file.flush, hashlib.sha256()
-
-    def write(self, content):
-        self.sha256.update(content)
-        return self.file.write(content)
+# What the pickle in our files names: tensors, and nothing that could run, or take memory that the file does not have.
+NAMED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
+NAMED |= {f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Byte", "Long", "Double")}
 
 
 def save_checkpoint(folder, state, name=CHECKPOINT):
-    """Keeps `state` in a file of the folder: as torch.save has it, then the sha256 of that. Raises OSError."""
-
-    def write(file):
-        hashed = Hashed(file)
-        torch.save(state, hashed)
-        file.write(hashed.sha256.digest())
-
-    write_atomically(Path(folder) / name, write)
+    """Keeps `state` in a file of the folder, by torch.save. Raises OSError."""
+    write_atomically(Path(folder) / name, lambda file: torch.save(state, file))
 
 
 def load_best(folder):
     """The state with the lowest validation loss, or that of the last step if none was measured. Raises UserError."""
-    return load_checkpoint(folder, name=BEST if (Path(folder) / BEST).is_file() else CHECKPOINT)
+    return load_checkpoint(folder, name=BEST if os.path.isfile(Path(folder) / BEST) else CHECKPOINT)
 
 
 def load_checkpoint(folder, rung=None, name=CHECKPOINT):
     """The state that `save_checkpoint` was given, on the CPU; nothing in the file is executed.
 
-    Raises UserError if there is none, if a bit of it has changed, if it would take more memory than the file has bytes,
-    or if it is of another rung than `rung`.
+    Raises UserError if there is none, if it is damaged, if it would take more memory than the file has bytes, or if it
+    is of another rung than `rung`.
     """
     path = Path(folder) / name
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: there is no checkpoint here")
     try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise UserError(f"{path}: there is no checkpoint here ({getattr(error, 'strerror', error)})") from None
-    content, digest = content[:-32], content[-32:]
-    if hashlib.sha256(content).digest() != digest:
-        raise UserError(f"{path}: not a checkpoint, or a damaged one (its sha256 differs)")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as parts:
-            claimed = sum(part.file_size for part in parts.infolist())
-        if claimed > len(content):
-            raise MemoryError
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        found = state["rung"]
-        if sum(tensor.nbytes for tensor in state["model"].values()) > len(content):  # a stride of 0 makes many of one
-            raise MemoryError
-    except Exception as error:  # what a stranger made can raise anything in the unpickler
-        raise UserError(f"{path}: not a checkpoint ({type(error).__name__})") from None
+        check(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = str(state["rung"])[:100]
+    except Exception as error:  # an untrusted file can raise anything in the unpickler
+        raise UserError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
     if rung not in (None, found):
         raise UserError(f"{path}: this is a checkpoint of {found}.py, not of {rung}.py")
     return state
+
+
+def check(path):
+    """Raises an error unless the file is a zip as torch.save writes it: whole, not compressed, of tensors alone."""
+    with zipfile.ZipFile(path) as parts:
+        names = parts.namelist()
+        if sum(part.file_size for part in parts.infolist()) > os.path.getsize(path) or len({*names}) < len(names):
+            raise ValueError("it would unpack to more than it is")
+        if damaged := parts.testzip():
+            raise ValueError(f"{damaged} is damaged")
+        for name in names:
+            if name.endswith(".pkl"):
+                check_pickle(parts.read(name))
+
+
+def check_pickle(content):
+    """Raises ValueError for objects that our files do not have.
+
+    Among them are lists that are used again and again: nested, they take little room and forever to go through.
+    """
+    before, kept, again = "", {}, 0  # the operation before this one, what made each object that is kept, uses of them
+    for operation, argument, _ in pickletools.genops(content):
+        if "GLOBAL" in operation.name and argument not in NAMED:
+            raise ValueError(f"it has a {argument}")
+        if "PUT" in operation.name:
+            kept[argument] = before
+        if "GET" in operation.name and kept[argument] not in ("BINUNICODE", "GLOBAL"):
+            again += 1
+        before = operation.name
+    if again > 16:
+        raise ValueError("its lists are nested in themselves")
+
+
+def fitting(ours, theirs, name="it"):
+    """The pairs of tensors, ours and theirs, of two nests of dicts and lists.
+
+    Raises ValueError unless they are alike in everything but their numbers: names, types, shapes, dtypes and layouts.
+    """
+    if isinstance(ours, dict):
+        if not isinstance(theirs, dict) or ours.keys() != theirs.keys():
+            raise ValueError(f"{name} has other parts")
+        return [pair for key in ours for pair in fitting(ours[key], theirs[key], key)]
+    if type(theirs) is not type(ours):
+        raise ValueError(f"{name} is of another type")
+    if isinstance(ours, list | tuple):
+        if len(ours) != len(theirs):
+            raise ValueError(f"{name} has another length")
+        return [pair for pair in zip(ours, theirs) for pair in fitting(*pair, name)]
+    if not isinstance(ours, torch.Tensor):
+        return []
+    plain = theirs.layout == torch.strided and theirs.device.type == "cpu" and theirs.is_contiguous()
+    if not plain or (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
+        raise ValueError(f"{name} is not a tensor of shape {tuple(ours.shape)} and type {ours.dtype}")
+    return [(ours, theirs)]
+
+
+@torch.no_grad()
+def copy_into(ours, theirs):
+    """Copies what is in a file into the model's own tensors. Raises ValueError before any of it is copied."""
+    for mine, other in fitting(ours, theirs):
+        mine.copy_(other)
+
+
+def make_state(optimizer, saved):
+    """Makes the state that an optimizer needs for the parameters named in `saved`, by a step that changes nothing."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        parameter.grad = torch.zeros_like(parameter) if i in saved else None
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate

@@ -1,82 +1,23 @@
 """A dataclass as a command line: each field is a flag, and what does not fit is an error of one line."""
 
 import argparse
-import builtins
 import difflib
-import math
-import operator
-import re
-import signal
 import sys
 from dataclasses import MISSING, field, fields
-from pathlib import Path
 
 from data import UserError
-from data.processes import leave, several
 
-BOUNDS = {
-    "least": (operator.ge, "at least"),
-    "above": (operator.gt, "above"),
-    "most": (operator.le, "at most"),
-    "below": (operator.lt, "below"),
-}
+WITHIN = {int: "[1, 1e9)", float: "[0, 1e30)"}  # the range of a number, if its option names none
+ENDS = {"[": "at least", "(": "above", "]": "at most", ")": "below"}
 
 
-def option(default, meaning, *, full=None, choices=None, least=None, above=None, most=None, below=None):
-    """A dataclass field that is a flag; `--help` shows its meaning and its default.
+def option(default, meaning, *, full=None, choices=None, within=None):
+    """A dataclass field that is a flag; `--help` shows its meaning, its default and its range.
 
     default: MISSING if the flag is required. full: the default under `--size full`. choices: the values it may have.
-    least, above, most, below: the bounds of a number, `least` and `most` included. Without a lower bound an int is at
-    least 1 and a float at least 0; without an upper one an int is below 2^31 and a float finite.
+    within: the range of a number in mathematical notation, like "[0, 1)" for at least 0 and below 1.
     """
-    bounds = dict(least=least, above=above, most=most, below=below)
-    return field(default=default, metadata=dict(meaning=meaning, full=full, choices=choices, **bounds))
-
-
-def in_notebook():
-    """Whether IPython runs this, as in Jupyter and Colab."""
-    return hasattr(builtins, "get_ipython")
-
-
-def run_main(main):
-    """Runs a script's main(). Ends with one line on stderr and exit code 2 if the user can mend what is wrong.
-
-    What goes wrong on the way (a full disk, a loss that is not finite, another process that ends) is one line and exit
-    code 1. Ctrl-C is exit code 130, SIGTERM 143. A notebook has no exit code: there the line is the cell's error.
-    """
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no encoding to change
-        encoding = None if sys.stdout.isatty() else "utf-8"  # a file has every character, a terminal may lack some
-        sys.stdout.reconfigure(encoding=encoding, errors="replace")
-    try:
-        main()
-    except Exception as error:
-        line, code = line_of(error)
-        if not line:
-            raise
-        if in_notebook():
-            raise UserError(line) from None
-        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
-        sys.exit(code)
-    except KeyboardInterrupt as stop:
-        if in_notebook():
-            raise
-        sys.exit(128 + (stop.args or [signal.SIGINT])[0])
-    finally:
-        leave()
-
-
-def line_of(error):
-    """What there is to say of an error, and the exit code. Nothing if the error is a fault of the code."""
-    said = " ".join(str(error).splitlines())
-    if isinstance(error, MemoryError) or re.search("tried to allocate|calculation overflowed", said, re.I):
-        return "not enough memory; a smaller batch, context or model takes less", 2
-    if isinstance(error, UserError):
-        return said, 2
-    if isinstance(error, RuntimeError) and several() and re.search("gloo|nccl", said, re.I):
-        return f"another process has ended ({said})", 1
-    if isinstance(error, OSError) and error.filename:  # a file of the user's
-        return f"{error.filename}: {error.strerror}", 1
-    return said if isinstance(error, FloatingPointError | BrokenPipeError) else "", 1
+    return field(default=default, metadata=dict(meaning=meaning, full=full, choices=choices, within=within))
 
 
 def parse(cls, argv=None):
@@ -91,15 +32,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def read_flags(cls, argv, with_toml=False):
-    """The values of the flags that `argv` has, by name."""
+def read_flags(cls, argv, add_config=False, add_help=True):
+    """The values of the flags that `argv` has, by name; with or without --config and --help among them."""
     parser = Parser(
         description=sys.modules[cls.__module__].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=add_help,
     )
-    if with_toml:
+    if add_config:
         parser.add_argument("--config", metavar="FILE.toml", help="read options from this file; flags override them")
     for f in fields(cls):
         how = {"help": help_of(f).replace("%", "%%")}
@@ -114,59 +56,50 @@ def read_flags(cls, argv, with_toml=False):
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0]
-        raise UserError(f"there is no flag {name}{nearest(name, parser._option_string_actions)}")
+        close = difflib.get_close_matches(name, parser._option_string_actions, 1)
+        raise UserError(f"there is no flag {name}" + (f"; did you mean {close[0]}?" if close else ""))
     return vars(given)
 
 
 def help_of(f):
     """What `--help` says of a field: "decoder blocks (default: 3; with --size full: 6)"."""
-    if f.default in ("", MISSING):
-        return f.metadata["meaning"]
-    default = {True: "on", False: "off"}[f.default] if f.type is bool else f.default
-    full = "" if f.metadata["full"] is None else f"; with --size full: {f.metadata['full']}"
-    return f"{f.metadata['meaning']} (default: {default}{full})"
+    said = [] if f.default in ("", MISSING) else [f"default: {f.default}"]
+    if f.type is bool:
+        said = [f"default: {'on' if f.default else 'off'}"]
+    if f.metadata["full"] is not None:
+        said.append(f"with --size full: {f.metadata['full']}")
+    if f.metadata["within"]:
+        said.append(in_words(f.metadata["within"]))
+    return f.metadata["meaning"] + (f" ({'; '.join(said)})" if said else "")
+
+
+def in_words(interval):
+    """ "[0, 1)" as "at least 0 and below 1"."""
+    low, high = interval[1:-1].split(", ")
+    return f"{ENDS[interval[0]]} {low} and {ENDS[interval[-1]]} {high}"
 
 
 def build(cls, values):
     """An instance of `cls`. Raises UserError for a value that its option does not allow."""
     for f in fields(cls):
         if f.name in values:
-            check(f, values[f.name], f"--{f.name} {values[f.name]}")
+            check(f, values[f.name])
     try:
         return cls(**values)
     except ValueError as error:  # from the dataclass's own __post_init__
         raise UserError(error) from None
 
 
-def check(f, value, said):
-    """Raises UserError if the option does not allow the value; `said` is what the message starts with."""
+def check(f, value):
+    """Raises UserError if the option does not allow the value."""
     if f.metadata["choices"] and value not in f.metadata["choices"]:
-        raise UserError(f"{said}: must be one of {', '.join(filter(None, f.metadata['choices']))}")
-    if f.type in (int, float):
-        bounds = {name: f.metadata[name] for name in BOUNDS if f.metadata[name] is not None}
-        if not bounds.keys() & {"least", "above"}:
-            bounds = {"least": 1 if f.type is int else 0} | bounds
-        if not bounds.keys() & {"most", "below"}:
-            bounds["below"] = 2**31 if f.type is int else math.inf
-        if not all(BOUNDS[name][0](value, bound) for name, bound in bounds.items()):  # NaN fails them all
-            words = " and ".join(f"{BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
-            raise UserError(f"{said}: must be {words.replace('below inf', 'finite')}")
-
-
-def typed(cls, given, where):
-    """Options that somebody wrote down, each of its own type; an int may stand for a float. Raises UserError."""
-    types = {f.name: f.type for f in fields(cls)}
-    for name, value in given.items():
-        if name not in types:
-            raise UserError(f"{where}: there is no option {name}{nearest(name, types)}")
-        if types[name] is float and type(value) is int and abs(value) < 2**53:
-            given[name] = float(value)
-        elif type(value) is not types[name]:
-            raise UserError(f"{where}: {name} must be of type {types[name].__name__}, not {value!r}")
-    return given
-
-
-def nearest(name, names):
-    """The end of a message about an unknown name: the most similar of those that there are, if any is."""
-    close = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"--{f.name} {value}: must be one of {', '.join(filter(None, f.metadata['choices']))}")
+    if f.type is str and "\0" in value:
+        raise UserError(f"--{f.name} {value!r}: must have no null character")
+    if f.type in WITHIN:
+        interval = f.metadata["within"] or WITHIN[f.type]
+        low, high = map(float, interval[1:-1].split(", "))
+        above = value >= low if interval[0] == "[" else value > low  # NaN is neither above nor below
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise UserError(f"--{f.name} {value}: must be {in_words(interval)}")

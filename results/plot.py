@@ -3,31 +3,49 @@
 python results/plot.py                                        # the runs in results/
 python results/plot.py results/gpt results/mine --x seconds   # these two, over time
 
-Without RUN it leaves out folders whose names end in a number: gpt-2026-11-22-143005 is a run that was moved aside.
+Without RUN it leaves out the runs that were moved aside, whose folders end in a time: gpt-2026-11-22-143005.
 """
 
 import argparse
-import csv
+import io
 import itertools
+import math
+import os
 import re
 import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent
-COLUMNS = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
+COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss")  # of metrics.csv
+X = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
+MADE_BY = "made by the ladder from a bigram to a GPT"  # in each picture: what has it may be drawn anew
 
 
 def read(folder):
-    """The columns of a run's metrics.csv, as lists of floats, None where a row has no value. Raises ValueError."""
+    """The columns of a run's metrics.csv, as lists of numbers, None where no validation loss is. Raises ValueError."""
     path = Path(folder) / "metrics.csv"
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        names = (*COLUMNS.values(), "train_loss", "val_loss")
-        return {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
-    except (KeyError, OSError, ValueError, csv.Error) as error:
+        if not os.path.isfile(path):
+            raise ValueError("it is not a file")
+        return columns_of(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not the losses of a run ({error})") from None
+
+
+def columns_of(text):
+    """The columns of the text of a metrics.csv, without a last row that is still being written. Raises ValueError."""
+    header, *rows = text[: text.rfind("\n") + 1].split("\n")[:-1] or [""]
+    if header != ",".join(COLUMNS):
+        raise ValueError(f"its first line is not {','.join(COLUMNS)}")
+    columns = {name: [] for name in COLUMNS}
+    for row in rows:
+        for name, value in zip(COLUMNS, row.split(","), strict=True):
+            number = float(value) if value or name != "val_loss" else None
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{name} is {number}")
+            columns[name].append(number)
+    return columns
 
 
 def plot(folders, x="steps"):
@@ -39,7 +57,7 @@ def plot(folders, x="steps"):
     labels, shown = [], []  # shown: the points that the axes must hold
     for colour, folder, name in zip(itertools.cycle(COLOURS), folders, names_of(folders)):
         columns = read(folder)
-        training, validation = (points(columns[COLUMNS[x]], columns[loss]) for loss in ("train_loss", "val_loss"))
+        training, validation = (points(columns[X[x]], columns[loss]) for loss in ("train_loss", "val_loss"))
         axes.plot(*zip(*training), color=colour, alpha=0.3, linewidth=1)
         axes.plot(*zip(*validation), color=colour, linewidth=2, marker="o", markersize=3)
         if training:
@@ -61,7 +79,7 @@ def plot(folders, x="steps"):
 def runs_in(folder):
     """The folders of the runs in a folder, by name, but for those that were moved aside."""
     runs = sorted(file.parent for file in Path(folder).glob("*/metrics.csv"))
-    return [run for run in runs if not re.search(r"-\d+$", run.name)]
+    return [run for run in runs if not re.search(r"-\d{4}-\d\d-\d\d-\d{6}(-\d+)?$", run.name)]
 
 
 def names_of(folders):
@@ -102,33 +120,43 @@ def label(axes, labels):
         heights[i] = max(heights[i], heights[i + 1] + gap if i + 1 < len(labels) else low)
     for (loss, at, colour, text), height in zip(labels, heights):
         axes.annotate(
-            text,
+            text.encode(errors="replace").decode(),  # a folder's name need not be UTF-8
             (at, loss),
             xytext=(1.02, height),
             textcoords=axes.get_yaxis_transform(),
             color=colour,
             va="center",
+            parse_math=False,  # nor is a $ in it mathematics
             arrowprops=dict(arrowstyle="-", color=colour, alpha=0.3, relpos=(0, 0.5)),
         )
 
 
+def picture(figure, suffix=".png"):
+    """A figure as the bytes of a file with this suffix. Raises ValueError for a format that matplotlib lacks."""
+    file, creator = io.BytesIO(), "Software" if suffix == ".png" else "Creator"
+    metadata = {creator: MADE_BY} if suffix in (".png", ".svg", ".pdf") else None
+    figure.savefig(file, format=suffix[1:], metadata=metadata)
+    return file.getvalue()
+
+
 def main(argv=None):
+    from data.files import write_output
     from results import Parser
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", default=runs_in(RESULTS), metavar="RUN", help="folder of a run")
-    parser.add_argument("--x", choices=COLUMNS, default="steps", help="what the curves are drawn over (default: steps)")
+    parser.add_argument("--x", choices=X, default="steps", help="what the curves are drawn over (default: steps)")
     parser.add_argument(
         "--out", default=RESULTS / "losses.png", metavar="PICTURE", help="file to draw to (default: results/losses.png)"
     )
     flags = parser.parse_args(argv)
-    for folder in flags.runs or parser.error("there is no run in results/ yet; python gpt.py makes one"):
-        if not (Path(folder) / "metrics.csv").is_file():
-            parser.error(f"{folder}: is no run's folder, it has no metrics.csv")
+    if not flags.runs:
+        parser.error("there is no run in results/ yet; python gpt.py makes one")
     try:
-        plot(flags.runs, flags.x).savefig(flags.out)
-    except (OSError, ValueError) as error:  # ValueError: a metrics.csv without losses, or an unknown kind of picture
+        content = picture(plot(flags.runs, flags.x), Path(flags.out).suffix or ".png")
+    except ValueError as error:  # a metrics.csv without losses, an unknown kind of picture, a wrong MPLBACKEND
         parser.error(str(error))
+    write_output(flags.out, content, MADE_BY.encode())
     print(flags.out)
 
 

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,11 @@ class Sampling:
     """The options of writing. `sample_text` and `sample_token` take them."""
 
     prompt: str = option("", "text to continue; without one, a new line, or in gpt2.py a new text")
-    max_new_tokens: int = option(500, "tokens to write: characters, or what --vocab_size made")
+    max_new_tokens: int = option(500, "tokens to write, at most: characters, or what --vocab_size made")
     num_samples: int = option(1, "texts to write")
     temperature: float = option(0.8, "below 1 writes more safely, above 1 more wildly; 0 takes the likeliest token")
-    top_k: int = option(0, "draw from the k likeliest tokens only; 0 draws from all", least=0)
-    top_p: float = option(1.0, "draw from the likeliest ones that reach this probability together", above=0, most=1)
+    top_k: int = option(0, "draw from the k likeliest tokens only; 0 draws from all", within="[0, 1e9)")
+    top_p: float = option(1.0, "draw from the likeliest ones that reach this probability together", within="(0, 1]")
 
 
 def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
@@ -25,28 +26,36 @@ def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """
     if temperature < 1e-6:
         return logits.argmax(-1, keepdim=True)
-    logits, tokens = logits.sort(-1, descending=True)  # (B, V), likeliest first
-    logits = (logits - logits[:, :1]) / temperature  # below 0, so that no temperature overflows
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # below 0, so that no temperature overflows
     if top_k:
-        logits[:, top_k:] = -torch.inf
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
     probs = logits.softmax(-1)
-    reached = probs.cumsum(-1) - probs  # by the likelier ones; the first is always kept
-    probs[:, 1:][reached[:, 1:] >= top_p] = 0
-    # Divided by exponential random numbers, the probability of token i is the largest that often. torch.multinomial
-    # draws so too, but first checks the probabilities, for which a GPU waits.
-    chances = probs / torch.empty_like(probs).exponential_(generator=generator)
-    return tokens.gather(-1, chances.argmax(-1, keepdim=True))
+    if top_p < 1:
+        likeliest, tokens = probs.sort(-1, descending=True)
+        reached = likeliest.cumsum(-1) - likeliest  # by the likelier ones
+        reached[:, 0] = -1  # the first is always kept
+        probs = torch.zeros_like(probs).scatter(-1, tokens, likeliest.masked_fill(reached >= top_p, 0))
+    # p / Exponential(1) is largest for token i with probability p_i. This draws as torch.multinomial does, which first
+    # checks the probabilities: a GPU would wait for the answer.
+    return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1, keepdim=True)
 
 
 def sample_text(model, generate, tokenizer, how, seed=1):
     """The prompt with a continuation, `how.num_samples` times; `generate` is the rung's, `how` a Sampling.
 
-    Without a prompt the text starts after tokenizer.start. Raises UserError for a character that has no id.
+    Without a prompt the text starts after tokenizer.start. It ends before the token that ends documents, if the model
+    writes it. Raises UserError for a character that has no id.
     """
     device = next(model.parameters()).device
     ids = tokenizer.encode(how.prompt) if how.prompt else tokenizer.start
-    ids = ids.expand(how.num_samples, -1).to(device)  # (B, T)
-    choice = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
-    ids = generate(model, ids, how.max_new_tokens, generator=torch.Generator(device).manual_seed(seed), **choice)
-    texts = map(tokenizer.decode, ids.tolist())
-    return [text.encode(errors="replace").decode() for text in texts]  # bytes that form no character become ?
+    T = len(ids)
+    ids = ids.long().expand(how.num_samples, -1).to(device)  # (B, T)
+    sampling = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+    ids = generate(model, ids, how.max_new_tokens, generator=torch.Generator(device).manual_seed(seed), **sampling)
+    texts = []
+    for row in ids.tolist():
+        if tokenizer.end:  # the last id
+            row = row[:T] * bool(how.prompt) + [*itertools.takewhile(lambda i: i < len(tokenizer) - 1, row[T:])]
+        texts.append(tokenizer.decode(row).encode(errors="replace").decode())  # bytes that form no character become ?
+    return texts

@@ -171,10 +171,9 @@ def trainer(row, seed, **sizes):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(number, config)
-        if "+ sequence length warm-up" in adopted:
-            data.block_size = modern_gpt.context_at(number, config)
-            data.batch_size = config.batch_size * (config.block_size // data.block_size)
-        loss = modern_gpt.loss_of(model, *data.batch("train"))
+        warm_up = "+ sequence length warm-up" in adopted
+        x, y = data.batch("train", modern_gpt.context_at(number, config) if warm_up else None)
+        loss = modern_gpt.loss_of(model, x, y)
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -239,7 +238,7 @@ def table(folder=PUBLISHED):
 @dataclass
 class Flags:
     row: str = option("", "one row instead of all", choices=("", *ROWS))
-    seed: int = option(0, "1, 2 or 3: one seed instead of all", most=3)
+    seed: int = option(0, "1, 2 or 3: one seed instead of all", within="[0, 3]")
 
 
 def main(argv=None):

@@ -19,9 +19,10 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
+from data.files import write_output
 from long_gat import StaticAttention
 from results import option, parse, run_main
-from results.plot import RESULTS
+from results.plot import MADE_BY, RESULTS, picture
 from studies import measure
 
 H, D, SLOPE = 6, 64, 0.2
@@ -29,7 +30,7 @@ H, D, SLOPE = 6, 64, 0.2
 
 @dataclass
 class Flags(measure.Flags):
-    longest: int = option(65536, "the longest text", least=512)
+    longest: int = option(65536, "the longest text", within="[512, 1e9)")
     forward: bool = option(False, "the forward pass alone")
     out: str = option(str(RESULTS), "the folder for the picture")
 
@@ -97,7 +98,7 @@ def tables(longest):
 
 def draw(path, found):
     """found: side -> T -> seconds."""
-    figure = Figure(figsize=(8.3, 3.6), layout="constrained")
+    figure = Figure(figsize=(8.3, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots()
     longest = max(max(times) for times in found.values())
     for colour, (side, times) in zip(("#0072B2", "#D55E00", "#777777"), found.items()):
@@ -113,7 +114,7 @@ def draw(path, found):
     axes.set(xscale="log", yscale="log", xlabel="characters in the text", ylabel="seconds")
     axes.set_xlim(right=8 * longest)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    write_output(path, picture(figure), MADE_BY.encode())
 
 
 def main(argv=None):

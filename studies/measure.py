@@ -154,7 +154,8 @@ def compare(tables, flags, memory=True):
     """Measures a study's tables; yields for each its title, the seconds of each side, and the columns beside them.
 
     tables: a function that gives title -> name of a side -> case. A case is called with the flags, sets everything up
-    and returns a call. That is what is timed; it returns the number of tokens that it went through, or None.
+    and returns a call. That is what is timed; it returns the number of tokens that it went through, or None. Its
+    attribute `operations`, if it has one, is the number of its floating-point operations.
     """
     for title, cases in tables().items():
         peaks = {name: memory_of(tables, title, name, flags) for name in cases if memory}
@@ -170,6 +171,11 @@ def compare(tables, flags, memory=True):
         if any(tokens.values()):
             pace = {name: (tokens[name] or 0) / statistics.median(seconds[name]) for name in seconds}
             columns["tokens/s"] = {name: f"{pace[name]:,.0f}" if pace[name] else "" for name in seconds}
+        operations = {name: getattr(call, "operations", 0) / 1e9 for name, call in calls.items()}
+        if any(operations.values()):
+            columns["GFLOP/s"] = {
+                name: f"{operations[name] / statistics.median(seconds[name]):,.0f}" for name in seconds
+            }
         if memory:
             columns["memory, MB"] = peaks
         yield title, seconds, columns

@@ -306,12 +306,13 @@ function modelCard({ name, about, layers, heads, views }) {
   const { tokens, start, weights } = views[data.attention.texts.indexOf(touch.text)];
   const tokenOf = tokens.flatMap((token, i) => Array.from(token, () => i)); // of each character
   const [T, N] = [tokens.length, tokenOf.length];
+  const firstOf = (i) => tokenOf.findIndex((token) => token >= i); // a token may have the last bytes of a character alone
   const bytes = Uint8Array.from(atob(weights), (character) => character.charCodeAt(0));
   // How much token i reads of token j. A head has the rows of its lower triangle one after another.
   const before = (layer, head, i) => ((layer * heads + head) * T * (T + 1) + i * (i + 1)) / 2;
   const weight = (layer, head, i, j) => (j > i ? 0 : bytes[before(layer, head, i) + j] / 255);
   const along = (share, n) => Math.min(n - 1, Math.max(0, Math.floor(share * n)));
-  const inMatrix = ({ offsetY }) => pointAt(start + tokenOf.indexOf(along(offsetY / matrix.clientHeight, T)));
+  const inMatrix = ({ offsetY }) => pointAt(start + firstOf(along(offsetY / matrix.clientHeight, T)));
   const matrix = el("canvas", { width: T, height: T, role: "img", onpointermove: inMatrix });
   const [frame, reader, says] = [el("div"), el("div", { class: "reader" }), el("p")];
   const strips = Array.from({ length: layers * heads }, (_, k) => {

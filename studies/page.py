@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import keyword
-import math
 import re
 import statistics
 import string
@@ -27,9 +26,9 @@ from pathlib import Path
 import torch
 
 from data import UserError
-from data.files import write_atomically
+from data.files import write_output
 from results import option, parse, run_main
-from results.plot import COLUMNS, RESULTS, read, runs_in
+from results.plot import MADE_BY, RESULTS, X, read, runs_in
 from studies import tables
 from studies.ablation import PUBLISHED, REPRODUCED, spread
 from studies.pictures import HEAD_TEXT, TEXT, head_numbers, weights_of
@@ -144,18 +143,15 @@ def pairs():
 def curve(name, group, folders):
     """A run over its steps. Of several seeds, the validation loss is their mean, with its standard deviation beside.
 
-    Raises ValueError for what no curve can be drawn of.
+    Raises ValueError for a metrics.csv that is none.
     """
     seeds = [read(folder) for folder in folders]
     first = seeds[0]
-    numbers = [value for column in first.values() for value in column if value is not None]
-    if None in itertools.chain(*(first[column] for column in COLUMNS.values())) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{folders[0]}: its metrics.csv lacks a number, or has one that is not finite")
     losses = [dict(zip(seed["step"], seed["val_loss"])) for seed in seeds]
     at = [[loss.get(step) for loss in losses] for step in first["step"]]
     val = [None if None in found else statistics.mean(found) for found in at]
     deviation = [statistics.stdev(found) if len(found) > 1 and None not in found else 0 for found in at]
-    axes = {axis: first[column] for axis, column in COLUMNS.items()}
+    axes = {axis: first[column] for axis, column in X.items()}
     return dict(name=name, group=group, seeds=len(seeds), train=first["train_loss"], val=val, spread=deviation, **axes)
 
 
@@ -239,10 +235,6 @@ class Flags:
     layers: str = option("", "with --run, a Python file to run first that adds a layer of yours to pyg_free_gat.LAYERS")
     out: str = option(str(RESULTS / "ladder.html"), "the page")
 
-    def __post_init__(self):
-        if not Path(self.out).parent.is_dir():
-            raise ValueError(f"--out {self.out}: there is no such folder")
-
 
 def everything(flags):
     """What the page shows, as JSON has it."""
@@ -266,7 +258,7 @@ def main(argv=None):
     data = json.dumps(everything(flags), separators=(",", ":")).replace("<", "\\u003c")
     template, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
     page = string.Template(template).substitute(data=data, script=script)
-    write_atomically(Path(flags.out), page.encode())
+    write_output(flags.out, page.encode(), MADE_BY.encode())
     print(flags.out)
 
 

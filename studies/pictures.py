@@ -28,9 +28,10 @@ import pyg_free_gat
 import sample
 from data import BPETokenizer, Dataset, UserError
 from data.corpus import tinyshakespeare
+from data.files import write_output
 from pyg_free_gat import GAT, GATv2
 from results import option, parse, run_main
-from results.plot import COLOURS, RESULTS
+from results.plot import COLOURS, MADE_BY, RESULTS, picture
 from windowed_gpt import HardWindow, SoftWindow
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
@@ -205,12 +206,21 @@ def recorded(full=False):
 def weights_of(run, text, full=False, layers=""):
     """The attention weights of a run's model over a text, a list of (H, T, T), one a block, and its T last tokens."""
     _, model, tokenizer = sample.load(run, "cpu", layers)
-    ids = tokenizer.encode(text)[-model.config.block_size :]
+    ids, T = tokenizer.encode(text).long(), model.config.block_size
     with recorded(full) as weights:
-        model.eval()(ids[None])
+        model.eval()(ids[None, -T:])
     if not weights:
         raise UserError(f"{run}: no weights to draw; the GPTs have them, but for long_gat.py and --layer mean and max")
-    return [w[0] for w in weights], [tokenizer.decode([i]) for i in ids]
+    return [w[0] for w in weights], texts_of(tokenizer, ids)[-T:]
+
+
+def texts_of(tokenizer, ids):
+    """The text of each token, a list. A character whose bytes are in several tokens is that of the first of them."""
+    text, lengths, texts = tokenizer.decode(ids), getattr(tokenizer, "lengths", [1] * len(tokenizer)), []
+    for i in ids:
+        texts.append(text[: lengths[i]])
+        text = text[lengths[i] :]
+    return texts
 
 
 def draw_attention(run, text, layers=""):
@@ -403,11 +413,11 @@ def draw_positions(runs):
 
 def draw_tokens(text="O Romeo, Romeo! wherefore art thou Romeo?", sizes=(512, 1024, 4096)):
     """A line cut into its tokens: characters, and byte pairs learned on tinyshakespeare's training split."""
-    play = tinyshakespeare().decode()
+    play = tinyshakespeare()
     merges = BPETokenizer.of(play[: int(0.9 * len(play))], max(sizes)).merges  # fewer tokens are the first of them
     tokenizers = {f"{size:,} tokens": BPETokenizer(merges[: size - 256]) for size in sizes}
     lines = {"characters": [*text]}
-    lines |= {name: [t.decode([i]) for i in t.encode(text)] for name, t in tokenizers.items()}
+    lines |= {name: texts_of(t, t.encode(text)) for name, t in tokenizers.items()}
     figure = Figure(figsize=(8.3, 1.9), dpi=150, layout="constrained")
     axes = figure.subplots()
     for y, (name, tokens) in enumerate(lines.items()):
@@ -450,7 +460,7 @@ def main(argv=None):
 
     def save(name, figure):
         path = Path(flags.out) / f"{name}.png"
-        figure.savefig(path)
+        write_output(path, picture(figure), MADE_BY.encode())
         print(path, flush=True)
 
     if not flags.run:

@@ -3,14 +3,19 @@
 python -m studies.speed
 
 The columns: the median time of a step, its range over the rounds, the ratio to the first row, the characters that are
-trained on in a second, and the memory of a step above that of the weights and the optimizer. Steps differ in how many
-characters they have, so the tokens/s of two rungs compare, and their times may not. The last tables show how much of a
-step Muon takes, and how much torch.optim.Muon would, which multiplies in bfloat16 whatever the processor is fast at.
+trained on in a second, the floating-point operations a second, and the memory of a step above that of the weights and
+the optimizer. Steps differ in how many characters they have, so the tokens/s of two rungs compare, and their times may
+not. One large matrix product, the last row of two tables, shows what the device reaches at most: a rung's share of that
+is its model FLOP utilisation (PaLM, arXiv:2204.02311). The last tables show how much of a step Muon takes, and how much
+torch.optim.Muon would, which multiplies in bfloat16 whatever the processor is fast at.
 """
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from data import choose_dtype
 from results import run_main
 from sample import RUNGS
 from studies import measure
@@ -29,6 +34,7 @@ def training_step(name, compile=False, **options):
             rung.make_optimizers(config, model) if recipe else [torch.optim.AdamW(model.parameters(), fused=True)]
         )
         ids = torch.randint(65, (config.batch_size, config.block_size + 1), device=flags.device)
+        operations = training_flops(model, ids[:, 1:])
 
         def call():
             model.zero_grad()
@@ -39,9 +45,35 @@ def training_step(name, compile=False, **options):
                 optimizer.step()
             return config.batch_size * config.block_size
 
+        call.operations = operations
         return call
 
     return case
+
+
+@torch.no_grad()
+def training_flops(model, x):
+    """The operations of a step of training on x (B, T): those of the matrix products forward, three times.
+
+    The backward pass has two products for each one of the forward pass. All pairs of tokens count, masked or not, as in
+    the paper; attention is written out for that, since fused kernels are not counted on every device.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x)
+    return 3 * counter.get_total_flops()
+
+
+def matrix_product(flags):
+    """A case: one large product in the precision of the rungs."""
+    n = 16 if flags.quick else 8192 if flags.device.startswith("cuda") else 2048
+    dtype = getattr(torch, choose_dtype("auto", flags.device)[0])
+    a, b = torch.randn(2, n, n, device=flags.device, dtype=dtype)
+
+    def call():
+        a @ b
+
+    call.operations = 2 * n**3
+    return call
 
 
 def muon_alone(name, of_torch=False, **options):
@@ -61,11 +93,12 @@ def muon_alone(name, of_torch=False, **options):
 def tables():
     rungs = [name for name in RUNGS if name != "gpt2"]  # which has the sizes of its weights
     full = {name: full_sizes(name) for name in rungs}
+    product = {"one large matrix product": matrix_product}
+    small = {f"{name}.py": training_step(name) for name in rungs}
+    large = {f"{name}.py": training_step(name, **sizes) for name, sizes in full.items() if sizes}
     return {
-        "A step of training, sizes as by default on a CPU": {f"{name}.py": training_step(name) for name in rungs},
-        "A step of training at full size": {
-            f"{name}.py": training_step(name, **sizes) for name, sizes in full.items() if sizes
-        },
+        "A step of training, sizes as by default on a CPU": small | product,
+        "A step of training at full size": large | product,
     } | {
         f"Muon's part of a step of {name}.py, sizes as by default on a CPU, {dtype}": {
             "the whole step": training_step(name, dtype=dtype),

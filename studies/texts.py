@@ -54,8 +54,8 @@ def measured(size, flags, answer):
             optimizer.step()
 
     steps = min(timed(step, flags.device) for _ in range(5))
-    evaluation = timed(lambda: gpt.evaluate(model, data, whole=False), flags.device)
-    over = sum(y.numel() for _, y in data.windows("val", whole=False))
+    evaluation = timed(lambda: gpt.evaluate(model, data), flags.device)
+    over = sum(y.numel() for _, y in data.windows("val"))
     answer.send((seconds, memory, f"{1000 * steps:,.0f}", f"{evaluation:,.1f}", f"{over:,}"))
 
 

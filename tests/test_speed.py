@@ -5,11 +5,11 @@ import importlib
 import pytest
 import torch
 from conftest import GPTS, RUNGS, build, tiny_flags
+from results.utilisation import peak_flops, training_flops
 from test_optimizers import Counter
 
 import modern_gpt
 from data import Dataset
-from results.utilisation import peak_flops, training_flops
 from studies import ablation, measure
 from studies.speed import training_step
 from studies.writing import generate_uncached
