@@ -73,6 +73,16 @@ def adjacency_of(graph, positions):
     return back >= 0  # the causal mask
 
 
+def blocks_of(graph, T, size):
+    """What blocks_with_edges finds in adjacency_of(graph), or a little more, without looking at it."""
+    kind, _, K = graph.partition(":")
+    back = int(K) - 1 if kind == "window" else T
+    return [(slice(i, min(i + size, T)), slice(max(0, i - back), min(i + size, T))) for i in range(0, T, size)]
+
+
+BLOCK = {"cpu": 16}  # queries in a block of GATv2's scores; a GPU wants fewer and larger ones, of 64
+
+
 def checked(adjacency):
     """The adjacency itself. Raises TypeError if it is not bool: numbers could be meant as weights of edges."""
     if adjacency.dtype != torch.bool:
@@ -140,7 +150,8 @@ class GATv2(GraphAttention):
 
     def forward(self, x, adjacency, blocks=None):
         adjacency = checked(adjacency)
-        blocks = blocks_of(adjacency, x.device) if blocks is None else blocks
+        if blocks is None and not torch.compiler.is_compiling():  # compiled code does without
+            blocks = blocks_with_edges(adjacency, BLOCK.get(x.device.type, 64))
         linears = (self.lin_l, self.lin_r)
         src, dst = (f(x).to(self.att.dtype).unflatten(-1, (self.heads, -1)) for f in linears)  # (B, T, H, D) each
         with torch.autocast(x.device.type, enabled=False):  # scores are small differences of large numbers
@@ -156,11 +167,9 @@ def gatv2_scores_by_hand(src, dst, att, slope):
     return (F.leaky_relu(dst[:, :, None] + src[:, None], slope) * att).sum(dim=-1).permute(0, 3, 1, 2)
 
 
-def blocks_of(adjacency, device):
-    """Blocks that cover all edges: slices of some i, and of the j that any of them reads, in any graph of the batch."""
-    size, T = 16 if device.type == "cpu" else 64, adjacency.shape[-1]  # a GPU wants few blocks
-    if torch.compiler.is_compiling():  # compiled code does without
-        return []
+def blocks_with_edges(adjacency, size):
+    """Blocks that cover all edges: slices of `size` tokens i, and of the j that any of them reads in any graph."""
+    T = adjacency.shape[-1]
     edges, blocks = adjacency.reshape(-1, T, T).any(dim=0).cpu(), []  # waits for a GPU
     for i in range(0, T, size):
         j = edges[i : i + size].any(dim=0).nonzero()
@@ -258,9 +267,9 @@ class Max(Mean):
     """W max_j x_j + b, channel by channel: PyG's SAGEConv(aggr="max", root_weight=False)."""
 
     def forward(self, x, adjacency):
-        causal = torch.equal(checked(adjacency), torch.ones_like(adjacency).tril())  # waits for a GPU
+        compiling = torch.compiler.is_compiling()  # which knows no numbers yet
         with torch.no_grad():
-            if causal:
+            if not compiling and torch.equal(checked(adjacency), torch.ones_like(adjacency).tril()):  # waits for a GPU
                 j = x.cummax(dim=-2).indices  # (B, T, C)
             else:  # for one i at a time, so that no tensor is (B, T, T, C)
                 rows = log_adjacency(adjacency, x.dtype).unbind(dim=-2)  # T of (1, T) or (B, 1, T)
@@ -280,7 +289,7 @@ class Attention(nn.Module):
         self.layer = LAYERS[config.layer](config.n_embd, config.n_embd // config.n_head, heads=config.n_head)
         self.projection = nn.Linear(config.n_embd, config.n_embd) if config.out_proj else nn.Identity()
 
-    def forward(self, x, adjacency, blocks):
+    def forward(self, x, adjacency, blocks=None):
         known = {"blocks": blocks} if isinstance(self.layer, GATv2) else {}  # so that not each layer has to find them
         return self.projection(self.layer(x, adjacency, **known))
 
@@ -331,10 +340,9 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if adds else 0.02)
 
     def forward(self, ids):
-        positions = torch.arange(ids.shape[1])  # (T,), on the CPU
+        positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
         adjacency = adjacency_of(self.config.graph, positions)  # (T, T)
-        blocks = blocks_of(adjacency, ids.device)  # found on the CPU, where nothing waits for a GPU
-        positions, adjacency = positions.to(ids.device), adjacency.to(ids.device)
+        blocks = blocks_of(self.config.graph, ids.shape[1], BLOCK.get(ids.device.type, 64))
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         for block in self.blocks:
             x = block(x, adjacency, blocks)  # (B, T, C)

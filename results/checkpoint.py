@@ -81,7 +81,7 @@ def check_pickle(content):
         raise ValueError("its lists are nested in themselves")
 
 
-def fitting(ours, theirs, name="it"):
+def fitting(ours, theirs, name=CHECKPOINT):
     """The pairs of tensors, ours and theirs, of two nests of dicts and lists.
 
     Raises ValueError unless they are alike in everything but their numbers: names, types, shapes, dtypes and layouts.
@@ -89,7 +89,7 @@ def fitting(ours, theirs, name="it"):
     if isinstance(ours, dict):
         if not isinstance(theirs, dict) or ours.keys() != theirs.keys():
             raise ValueError(f"{name} has other parts")
-        return [pair for key in ours for pair in fitting(ours[key], theirs[key], key)]
+        return [pair for key in ours for pair in fitting(ours[key], theirs[key], f"{name}: {key}")]
     if type(theirs) is not type(ours):
         raise ValueError(f"{name} is of another type")
     if isinstance(ours, list | tuple):

@@ -126,7 +126,7 @@ def saved_options(cls, state, folder):
         saved = {name: value for name, value in state["config"].items() if name not in FORMER}
         saved = asdict(build(cls, read_flags(cls, as_flags(saved), add_help=False)))
         weights = sum(w.numel() for w in state["model"].values())
-    except (AttributeError, KeyError, TypeError, UserError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
         raise UserError(f"{folder}: not the options of {rung_of(cls)}.py ({error})") from None
     # Each block has at least one C x C matrix. If the file holds as many weights, the model takes little memory.
     if saved.get("n_layer", 1) * saved.get("n_embd", 1) ** 2 > weights:

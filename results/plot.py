@@ -9,43 +9,22 @@ Without RUN it leaves out the runs that were moved aside, whose folders end in a
 import argparse
 import io
 import itertools
-import math
-import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent
-COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss")  # of metrics.csv
+if not __package__:  # run as a file: Python then looks for modules in results/ and not above it
+    sys.path.insert(0, str(RESULTS.parent))
+
+from data.files import write_output  # noqa: E402
+from results import Parser, run_main  # noqa: E402
+from results.metrics import read  # noqa: E402
+
 X = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
 MADE_BY = "made by the ladder from a bigram to a GPT"  # in each picture: what has it may be drawn anew
-
-
-def read(folder):
-    """The columns of a run's metrics.csv, as lists of numbers, None where no validation loss is. Raises ValueError."""
-    path = Path(folder) / "metrics.csv"
-    try:
-        if not os.path.isfile(path):
-            raise ValueError("it is not a file")
-        return columns_of(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not the losses of a run ({error})") from None
-
-
-def columns_of(text):
-    """The columns of the text of a metrics.csv, without a last row that is still being written. Raises ValueError."""
-    header, *rows = text[: text.rfind("\n") + 1].split("\n")[:-1] or [""]
-    if header != ",".join(COLUMNS):
-        raise ValueError(f"its first line is not {','.join(COLUMNS)}")
-    columns = {name: [] for name in COLUMNS}
-    for row in rows:
-        for name, value in zip(COLUMNS, row.split(","), strict=True):
-            number = float(value) if value or name != "val_loss" else None
-            if number is not None and not math.isfinite(number):
-                raise ValueError(f"{name} is {number}")
-            columns[name].append(number)
-    return columns
 
 
 def plot(folders, x="steps"):
@@ -135,14 +114,13 @@ def picture(figure, suffix=".png"):
     """A figure as the bytes of a file with this suffix. Raises ValueError for a format that matplotlib lacks."""
     file, creator = io.BytesIO(), "Software" if suffix == ".png" else "Creator"
     metadata = {creator: MADE_BY} if suffix in (".png", ".svg", ".pdf") else None
-    figure.savefig(file, format=suffix[1:], metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a name in letters that the font lacks
+        figure.savefig(file, format=suffix[1:], metadata=metadata)
     return file.getvalue()
 
 
 def main(argv=None):
-    from data.files import write_output
-    from results import Parser
-
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", default=runs_in(RESULTS), metavar="RUN", help="folder of a run")
     parser.add_argument("--x", choices=X, default="steps", help="what the curves are drawn over (default: steps)")
@@ -161,8 +139,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    if not __package__:  # run as a file: Python then looks for modules in results/ and not above it
-        sys.path.insert(0, str(RESULTS.parent))
-    from results import run_main
-
     run_main(main)

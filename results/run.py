@@ -24,8 +24,8 @@ from data.processes import mean, rank, several, world_size
 
 from .checkpoint import BEST, copy_into, fitting, load_best, load_checkpoint, make_state, save_checkpoint
 from .main import in_notebook
+from .metrics import COLUMNS, columns_of
 from .options import command_of, rung_of
-from .plot import COLUMNS, columns_of, picture, plot
 from .sampling import Sampling, sample_text
 
 VERSION = "1.0"  # of the project, as CHANGELOG.md has it
@@ -115,8 +115,9 @@ class Run:
         """
 
         def interrupt(number, _):
-            signal.signal(number, handlers[number])  # a second one does not wait
             self.interrupted = number
+            if number == signal.SIGINT:
+                signal.signal(number, handlers[number])  # a second Ctrl-C does not wait
 
         main_thread = threading.current_thread() is threading.main_thread()  # no other one can catch signals
         signals = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
@@ -241,6 +242,8 @@ class Run:
         try:
             if saved["corpus_sha256"] != self.data.sha256:
                 raise UserError(f"{self.folder}: this run was trained on another text")
+            if [type(saved[name]) for name in ("step", "losses", "optimizers")] != [int, list, list]:
+                raise TypeError("its step, its losses or its optimizers are of another type")
             rows, losses = columns_of(saved["metrics"]), [float(loss) for loss in saved["losses"]]
             for optimizer, its in zip(self.optimizers, saved["optimizers"], strict=True):
                 make_state(optimizer, its["state"])
@@ -253,8 +256,9 @@ class Run:
                 "optimizers": [{"state": its["state"]} for its in saved["optimizers"]],
                 "generators": {name: saved["generators"].get(name) for name in ours["generators"]},
             }
-            if theirs["generators"].get(self.device.type) is None:  # it ran on a device of another kind
-                theirs["generators"][self.device.type] = ours["generators"][self.device.type]
+            kind = self.device.type
+            if kind != "cpu" and theirs["generators"][kind] is None:  # it ran on a device of another kind
+                theirs["generators"][kind] = ours["generators"][kind]
             if os.path.isfile(self.folder / BEST):  # a damaged one is better known now than when it is needed
                 fitting(ours["model"], load_best(self.folder)["model"], BEST)
             if not 0 <= theirs["step"] <= self.config.max_iters:  # equal: it may have stopped before its sample
@@ -265,9 +269,8 @@ class Run:
             copy_into(ours, theirs)
             self.data.generator.set_state(ours["generators"]["batches"])
             torch.set_rng_state(ours["generators"]["cpu"])
-            if self.device.type != "cpu":
-                gpu = torch.get_device_module(self.device)
-                gpu.set_rng_state(ours["generators"][self.device.type], self.device)
+            if kind != "cpu":
+                torch.get_device_module(self.device).set_rng_state(ours["generators"][kind], self.device)
         except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{self.folder}: a damaged run, or one of another version ({error})") from None
         self.losses = [torch.tensor(loss, device=self.device) for loss in losses]
@@ -307,7 +310,9 @@ class Run:
     def draw(self):
         """Draws loss.png. A picture that cannot be drawn is one line: it is an ornament of the run."""
         try:
-            write_atomically(self.folder / "loss.png", picture(plot([self.folder])))
+            from . import plot  # here, so that `python -m results.plot` does not find itself imported already
+
+            write_atomically(self.folder / "loss.png", plot.picture(plot.plot([self.folder])))
         except Exception as error:  # a wrong MPLBACKEND, a full disk, whatever a drawing library may raise
             print(f"loss.png: not drawn ({' '.join(str(error).split())})", flush=True)
 

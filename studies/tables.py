@@ -111,14 +111,13 @@ def ladder():
 
 
 def elsewhere():
-    yield from head("run", "lines", "nats", "bits", "elsewhere, nats", "time")
+    yield from head("run", "nats", "bits", "elsewhere, nats", "time")
     for rung, _, _, run, said in LADDER:
         shown = [(f"[{rung}](../{rung})", run, said)]
         shown += [(what, other, said) for other, (after, what, said) in OTHERS.items() if after == rung]
         for what, run, said in shown:
-            lines = len((ROOT / f"{about(run)['rung']}.py").read_text(encoding="utf-8").splitlines())
             nats, bits = spread(losses(run)), spread([loss / math.log(2) for loss in losses(run)])
-            yield row(what, lines, nats, bits, said, seconds(run))
+            yield row(what, nats, bits, said, seconds(run))
 
 
 def layers():

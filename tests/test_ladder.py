@@ -2,28 +2,12 @@
 
 import ast
 import importlib
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import CACHED, GPTS, RUNGS
+from conftest import CACHED, GPTS, ROOT, RUNGS
 
-ROOT = Path(__file__).parents[1]
-BUDGETS = {
-    ("bigram", "single_head"): 80,
-    ("single_head", "multi_head"): 40,
-    ("multi_head", "block"): 60,
-    ("block", "gpt"): 215,  # 45 more than planned: Muon stands in the rung
-    ("gpt", "modern_gpt"): 160,  # 10 more than planned: the short convolution, and the cache that it needs
-    ("gpt", "windowed_gpt"): 190,  # 30 more than planned: six attentions, two of which need a block of their own
-    ("pyg_free_gat", "long_gat"): 370,  # more than 200 of them are what it deletes
-    ("gpt", "pyg_free_gat"): 280,  # five layers stand in place of one, GATv2's has its own backward, none has a cache
-}
-LENGTHS = dict.fromkeys(RUNGS[:4], 170) | dict.fromkeys(GPTS, 350)
-# Muon stands in them, and five layers, six attentions, an algorithm with its way back.
-LENGTHS |= {"pyg_free_gat": 465, "windowed_gpt": 440, "long_gat": 400}
 FIRST = RUNGS[:4]
 SAME = [
     ("generate", [rung for rung in RUNGS if rung not in CACHED]),
@@ -32,7 +16,7 @@ SAME = [
     ("loss_of", FIRST),
     ("train", FIRST),
     ("main", FIRST[1:]),
-    ("Config.__post_init__", ["multi_head", "block", "gpt", "windowed_gpt", "long_gat"]),
+    ("Config.__post_init__", ["multi_head", "block", "gpt", "long_gat"]),
     ("Attention", ["multi_head", "block"]),
     ("Attention.__init__", ["multi_head", "block", "gpt", "windowed_gpt"]),
     ("Block", ["gpt", "long_gat"]),
@@ -69,20 +53,9 @@ def test_shared_blocks_are_the_same_to_the_byte(name, rungs):
     assert len({definition(rung, name) for rung in rungs}) == 1
 
 
-@pytest.mark.skipif(not shutil.which("diff"), reason="counts what `diff` shows")
-@pytest.mark.parametrize("pair", BUDGETS)
-def test_diff_budgets(pair):
-    files = [f"{rung}.py" for rung in pair]
-    shown = subprocess.run(["diff", *files], cwd=ROOT, capture_output=True, text=True, encoding="utf-8").stdout
-    changed = [line for line in shown.splitlines() if line[0] in "<>"]
-    assert 0 < len(changed) <= BUDGETS[pair]
-
-
 @pytest.mark.parametrize("rung", RUNGS)
-def test_length_and_sections(rung):
-    text = source(rung)
-    assert len(text.splitlines()) <= LENGTHS[rung]
-    banners = [line.strip("# -") for line in text.splitlines() if line.startswith("# ---")]
+def test_sections(rung):
+    banners = [line.strip("# -") for line in source(rung).splitlines() if line.startswith("# ---")]
     assert banners == SECTIONS
 
 

@@ -2,15 +2,12 @@
 
 import shutil
 import string
-from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import write_text
+from conftest import ROOT, outputs, write_text
 from nbclient import NotebookClient
-from test_notebook import outputs
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")  # of pyzmq on Windows
 TINY = """
 import results.run, torch

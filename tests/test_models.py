@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import CACHED, GPTS, RUNGS, build, tiny_flags
+from conftest import CACHED, GPTS, RUNGS, build, far_from_start, tiny_flags
 from torch.utils._pytree import tree_map
 
 import block
@@ -18,11 +18,7 @@ from results import sample_token
 
 def trained(rung, **sizes):
     """A rung's model with weights far from those it starts with, in training mode, with dropout."""
-    torch.manual_seed(0)
-    model = build(rung, **sizes)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5).requires_grad_(False)
-    return model
+    return far_from_start(build(rung, **sizes))
 
 
 def logits_before_and_after_a_change(rung, t, T=16):
@@ -188,6 +184,16 @@ def test_cached_logits_equal_uncached_ones_at_every_position(rung, prompt):
     torch.testing.assert_close(torch.cat(logits, dim=1), model(ids), atol=1e-11, rtol=0)
 
 
+@pytest.mark.parametrize("rung", CACHED)
+def test_several_tokens_after_others_are_refused(rung):
+    """They would read each other and all before without a mask."""
+    model, ids = trained(rung), torch.randint(65, (1, 8))
+    cache = model.new_cache(1)
+    model(ids[:, :4], cache)
+    with pytest.raises(ValueError, match="one token at a time"):
+        model(ids[:, 4:], cache, past=4)
+
+
 @pytest.mark.parametrize("choice", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 20, "top_p": 0.8}])
 def test_sampling_follows_hugging_face_probabilities(choice):
     transformers = pytest.importorskip("transformers")
@@ -203,6 +209,15 @@ def test_sampling_follows_hugging_face_probabilities(choice):
     drawn = sample_token(logits.expand(n, -1), **choice).flatten().bincount(minlength=65) / n
     assert drawn[expected == 0].sum() == 0
     torch.testing.assert_close(drawn, expected, atol=0.015, rtol=0)
+
+
+def test_without_top_p_no_token_is_dropped_by_rounding():
+    """1,000 tokens of a probability of 1e-5 each, beside one with the rest."""
+    torch.manual_seed(0)
+    logits = torch.cat((torch.zeros(1, 1), torch.full((1, 1000), math.log(1e-5 / 0.99))), dim=1)
+    drawn = sample_token(logits.expand(30_000, -1), top_p=1.0)
+    assert (drawn > 0).double().mean().item() == pytest.approx(0.01, abs=0.004)
+    assert drawn.max() > 900
 
 
 def test_sampling_at_temperature_0_and_top_p_0_is_greedy():

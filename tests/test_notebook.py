@@ -1,16 +1,12 @@
 """The ladder in a notebook: cells in a real kernel, as Jupyter and Colab run them."""
 
-from pathlib import Path
-
 import nbformat
 import pytest
-from conftest import tiny_flags, write_text
+from conftest import ROOT, argv_of, outputs, same, tiny_flags, write_text
 from nbclient import NotebookClient
-from test_run import same
 
 from results import load_checkpoint
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")  # of pyzmq on Windows
 CELLS = {
     "set up": "import results.run, torch; results.run.SAMPLE_LENGTH = 10; torch.set_num_threads(1)",
@@ -19,7 +15,7 @@ CELLS = {
     "gpt": "import gpt; gpt.main([*'{flags}'.split(), '--n_layer=1', '--n_head=2', '--n_embd=16', '--out=gpt'])",
     "run with a wrong flag": "%run bigram.py --max_iter=5",
     "main with a wrong flag": "bigram.main(['--max_iter=5'])",
-    "run that fails": "%run bigram.py {flags} --out=fails --learning_rate=1e38",
+    "run that fails": "%run bigram.py {flags} --out=fails --learning_rate=9e29",
     "help": "%run bigram.py --help",
     "not in the main thread": (
         "from threading import Thread\n"
@@ -32,11 +28,11 @@ CELLS = {
         "import signal\n"
         "from data import Dataset\n"
         "draw, drawn = Dataset.batch, []\n"
-        "def batch(self, split):\n"
-        "    drawn.append(split)\n"
+        "def batch(self, *how):\n"
+        "    drawn.append(how)\n"
         "    if len(drawn) == 15:\n"
         "        signal.raise_signal(signal.SIGINT)\n"
-        "    return draw(self, split)\n"
+        "    return draw(self, *how)\n"
         "Dataset.batch = batch\n"
         "%run bigram.py {flags} --out=interrupted"
     ),
@@ -54,19 +50,13 @@ def notebook(folder):
     """What each cell wrote, and the error that it shows, or None."""
     write_text(folder / "corpus.txt")
     options = tiny_flags("bigram") | {"max_iters": 40, "eval_interval": 20, "device": "cpu", "data": "corpus.txt"}
-    flags = " ".join(f"--{name}={value}" for name, value in options.items())
+    flags = " ".join(argv_of(**options))
     cells = [f"import os, sys; os.chdir({str(folder)!r}); sys.path.insert(0, {str(ROOT)!r})"]
     cells += [cell.format(flags=flags).replace("bigram.py", f'"{ROOT / "bigram.py"}"') for cell in CELLS.values()]
     cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, kernel_name="python3", timeout=300, allow_errors=True).execute()
     return dict(zip(CELLS, map(outputs, notebook.cells[1:])))
-
-
-def outputs(cell):
-    written = "".join(output["text"] for output in cell.outputs if output["output_type"] == "stream")
-    errors = ["\n".join(output["traceback"]) for output in cell.outputs if output["output_type"] == "error"]
-    return written, errors[0] if errors else None
 
 
 def shown(written):
@@ -86,7 +76,7 @@ def test_training_shows_one_live_line_that_evaluations_keep(notebook, folder, ho
 
 def test_an_interrupted_cell_saves_its_run_and_another_one_resumes_it(notebook, folder):
     written, error = notebook["interrupt"]
-    assert "interrupted after step 15; --resume goes on from here" in shown(written)
+    assert "interrupted after step 15; --resume continues from here" in shown(written)
     assert error == "KeyboardInterrupt"
     written, error = notebook["resume"]
     assert error is None and "step 40/40" in written

@@ -5,8 +5,7 @@ import importlib
 
 import pytest
 import torch
-from conftest import GPTS, build, tiny_flags
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import GPTS, Counter, build, tiny_flags
 
 import gpt
 
@@ -114,16 +113,6 @@ def test_dtype_moves_both_the_products_and_the_iteration(rung):
         config = module.Config(**tiny_flags(rung) | {"dtype": name})
         _, muon = module.make_optimizers(config, model)
         assert muon.dtype == dtype
-
-
-class Counter(TorchDispatchMode):
-    """Counts operations, each of which is at least one call on a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += 1
-        return function(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("rung", GPTS)

@@ -150,7 +150,7 @@ def test_what_is_missing_is_left_out_and_said(monkeypatch, tmp_path, capsys):
     page.main([f"--out={tmp_path / 'ladder.html'}"])
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("left out: ")] == [
-        f"left out: {tmp_path / 'broken'}: its metrics.csv lacks a number, or has one that is not finite"
+        f"left out: {tmp_path / 'broken' / 'metrics.csv'}: not the losses of a run (train_loss is nan)"
     ]
     assert sum(line.startswith("left out, what the heads of ") for line in said) == len(page.HEADS)
     assert said[-1] == str(tmp_path / "ladder.html") and data_of(tmp_path / "ladder.html")["attention"]["models"] == []
@@ -161,7 +161,7 @@ def test_wrong_input_is_one_line(made, tmp_path):
     for flags, line in {
         ("--run=nowhere",): "nowhere.checkpoint.pt: there is no checkpoint here",
         (f"--run={runs / 'gpt'}", "--text=ß"): "'ß' is not in the alphabet",
-        (f"--out={tmp_path / 'no' / 'ladder.html'}",): "there is no such folder",
+        (f"--out={tmp_path / 'no' / 'ladder.html'}",): "No such file or directory",
         ("--runs=a",): "there is no flag --runs; did you mean --run?",
     }.items():
         with pytest.raises(UserError, match=line) as error:

@@ -33,7 +33,7 @@ def test_draws_a_picture(tmp_path, name):
 def test_has_the_weights_that_the_model_reads_by(train, tmp_path, rung, options):
     train(rung, **options)
     module, model, tokenizer = sample.load(tmp_path / "run", "cpu")
-    ids = tokenizer.encode("or not to be")[None]
+    ids = tokenizer.encode("or not to be")[None].long()
     model.double()
     with torch.inference_mode():
         expected = model.eval()(ids)
@@ -43,14 +43,22 @@ def test_has_the_weights_that_the_model_reads_by(train, tmp_path, rung, options)
     for w in weights:
         torch.testing.assert_close(w.sum(-1), torch.ones(1, 2, 12, dtype=w.dtype), atol=1e-12, rtol=0)
         assert not w.triu(1).any()
-    pictures.main([f"--run={tmp_path / 'run'}", "--text=or not to be", f"--out={tmp_path}"])
-    assert (tmp_path / "attention-run.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_whose_weights_cannot_be_drawn_is_an_error(train, tmp_path):
     train("bigram")
     with pytest.raises(UserError, match="no weights to draw; the GPTs have them"):
         pictures.main([f"--run={tmp_path / 'run'}", "--text=or not to be"])
+
+
+def test_tokens_are_shown_by_the_characters_that_begin_in_them(train, text_file, tmp_path):
+    text_file.write_text("Zoë, ünter Löwen: 🎭! " * 200, encoding="utf-8")
+    train("gpt", vocab_size=260, block_size=30)
+    text = "Löwen 🎭! Zoë, ünter"
+    weights, tokens = pictures.weights_of(tmp_path / "run", text)
+    assert text.endswith("".join(tokens)) and len(tokens) == weights[0].shape[-1] > len("".join(tokens)) > 10
+    pictures.main([f"--run={tmp_path / 'run'}", f"--text={text}"])
+    assert (tmp_path / "run" / "attention-run.png").exists()
 
 
 def test_losses_by_place_have_the_mean_of_the_evaluation(train, tmp_path):

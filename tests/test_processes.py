@@ -1,20 +1,18 @@
 """Several processes, and several batches a step, train as one process with one batch does."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import GPTS, tiny_flags
+from conftest import GPTS, ROOT, argv_of, ended, posix, same, tiny_flags
 
 from data import UserError, processes
-from results.plot import read
-
-ROOT = Path(__file__).parents[1]
-posix = pytest.mark.skipif(os.name != "posix", reason="POSIX alone has these signals")
+from results.metrics import read
 
 # Each process keeps its own weights at the end. With DIE, rank 1 is gone in its third step, and torchrun cannot end
 # rank 0, as if that were on another machine.
@@ -42,8 +40,8 @@ def replicate(self, model):
     replica.register_comm_hook(None, count)
     return replica
 
-def give(self, split, whole=True):
-    for x, y in give_windows(self, split, whole):
+def give(self, split):
+    for x, y in give_windows(self, split):
         windows[rank()] += len(x)
         yield x, y
 
@@ -51,13 +49,13 @@ windows = [0, 0]
 Dataset.windows, give_windows = give, Dataset.windows
 reductions, replicate_model, Run.replicate = [], Run.replicate, replicate
 
-def batch(self, split):
-    drawn.append(split)
+def batch(self, *how):
+    drawn.append(how)
     if "DIE" in os.environ and len(drawn) == 3:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if rank():
             os.kill(os.getpid(), signal.SIGKILL)
-    return draw(self, split)
+    return draw(self, *how)
 
 Run.finish, Dataset.batch = keep, batch
 torch.set_num_threads(1)
@@ -73,8 +71,7 @@ def torchrun(tmp_path, text_file):
 
     def start(rung, out, *flags, environment=(), **options):
         options = tiny_flags(rung) | {"max_iters": 10, "eval_interval": 5} | options
-        flags = [*flags, *(f"--{name}={value}" for name, value in options.items())]
-        flags += [f"--data={text_file}", f"--out={tmp_path / out}", "--device=cpu"]
+        flags = [*flags, *argv_of(**options, data=text_file, out=tmp_path / out, device="cpu")]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, rung]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | dict(environment)
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
@@ -93,9 +90,9 @@ def distance(a, b):
 
 
 def test_two_processes_train_as_one(train, torchrun, tmp_path):
-    flags = {"dropout": 0, "optimizer": "adamw", "learning_rate": 1e-3}
+    flags = {"dropout": 0, "optimizer": "adamw", "learning_rate": 1e-3, "grad_accum": 3}
     process = torchrun("gpt", "two", **flags)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate()
     assert process.returncode == 0, errors
     assert printed.count("step  5/10") == 1  # one of the two prints
     one = train("gpt", out="one", max_iters=10, eval_interval=5, **flags)["model"]
@@ -104,33 +101,46 @@ def test_two_processes_train_as_one(train, torchrun, tmp_path):
     assert distance(first, one) < 1e-5
     losses = [read(tmp_path / out)["val_loss"][-1] for out in ("two", "one")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    assert "reductions: 10 " in printed  # one bucket in each of 10 steps
+    assert "reductions: 10 " in printed  # one bucket in each of 10 steps, although each has three batches
     assert "windows: [24, 0]" in printed  # the first process had half of 2 evaluations over 24 windows and a bit
+    command = json.loads((tmp_path / "two" / "config.json").read_text(encoding="utf-8"))["commands"][0]
+    assert command.startswith("torchrun --nproc_per_node 2 ") and f"--out={tmp_path / 'two'}" in command
 
 
 @posix
-def test_two_processes_end_together_at_ctrl_c_and_go_on_exactly(torchrun, tmp_path):
-    flags = {"max_iters": 40, "eval_interval": 10, "dropout": 0.2, "grad_accum": 3}
-    whole = torchrun("gpt", "whole", **flags)
-    printed, errors = whole.communicate(timeout=120)
-    assert "reductions: 40 " in printed, errors  # gradients of three batches are averaged once
-    parts = torchrun("gpt", "parts", **flags)
-    for line in parts.stdout:
-        if line.startswith("step"):
-            parts.send_signal(signal.SIGINT)
-            break
-    rest, _ = parts.communicate(timeout=120)
-    assert "interrupted after step" in rest
-    parts = torchrun("gpt", "parts", "--resume", **flags)
-    parts.communicate(timeout=120)
-    assert (whole.returncode, parts.returncode) == (0, 0)
-    assert distance(*(weights(tmp_path / out / "checkpoint.pt") for out in ("whole", "parts"))) == 0
+def test_two_processes_end_together_at_ctrl_c_and_continue_exactly(start, text_file, tmp_path):
+    """Started here, as torchrun starts them."""
+    options = tiny_flags("gpt") | {"max_iters": 40, "eval_interval": 10, "dropout": 0.2, "grad_accum": 3}
+
+    def two(out, *flags):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}
+        common |= {"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+        flags = [*flags, *argv_of(**options, data=text_file, out=tmp_path / out, device="cpu")]
+        return [
+            start("gpt.py", flags, number=rank, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
+        ]
+
+    assert [ended(process) for process in two("whole")] == [(0, "")] * 2
+    parts = two("parts")
+    while not (tmp_path / "parts" / "best.pt").exists():  # after the first evaluation
+        parts[0].join(timeout=0.01)
+        assert parts[0].is_alive(), parts[0].errors()
+    os.kill(parts[1].pid, signal.SIGINT)  # one of them is told
+    assert [ended(process) for process in parts] == [(130, "")] * 2
+    stopped = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"]
+    assert 10 <= stopped < 40 and stopped % 10 == 0
+    assert [ended(process) for process in two("parts", "--resume")] == [(0, "")] * 2
+    whole, parts = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "parts"))
+    assert same(whole["model"], parts["model"]) and same(whole["optimizers"], parts["optimizers"])
 
 
 @posix
 def test_a_process_that_dies_ends_the_other(torchrun):
     process = torchrun("gpt", "run", environment={"DIE": "1"}, max_iters=10**6)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 1 and "SIGKILL" in errors
     assert "script.py: another process has ended (" in errors and "gloo" in errors  # and its own words
 

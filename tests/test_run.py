@@ -1,76 +1,42 @@
 """A run as its user sees it: its folder, its resumption, its lines, its end by Ctrl-C."""
 
-import csv
 import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import RUNGS, tiny_flags
+from conftest import (
+    GPTS,
+    RUNGS,
+    argv_of,
+    at_batch,
+    contents,
+    ended,
+    interrupt_at,
+    metrics,
+    posix,
+    run,
+    same,
+    tiny_flags,
+)
 
 import bigram
-import modern_gpt
 import sample
 from data import Dataset, UserError
 from results import Sampling, load_best, load_checkpoint, sample_text
 from results.checkpoint import save_checkpoint
 from results.run import SAMPLE_LENGTH
 
-ROOT = Path(__file__).parents[1]
+FILES = {"config.json", "metrics.csv", "checkpoint.pt", "best.pt", "lock", "loss.png", "sample.txt"}
+EXACT = ("step", "drawn", "best", "model", "optimizers", "generators", "losses")
+
+# ---------------------------------------------------------------- Resumption
 
 
-def metrics(folder):
-    """The rows of metrics.csv without the seconds, which no two runs share."""
-    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-
-
-def same(a, b):
-    """Whether two nested structures of tensors are equal to the last bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def interrupt_at(monkeypatch, step):
-    """Sends this process the signal of Ctrl-C while it draws the batch of a step."""
-    draw, drawn = Dataset.batch, []
-
-    def batch(self, split):
-        drawn.append(split)
-        if len(drawn) == step:
-            signal.raise_signal(signal.SIGINT)
-        return draw(self, split)
-
-    monkeypatch.setattr(Dataset, "batch", batch)
-
-
-def test_ctrl_c_that_comes_while_the_processes_compare_is_not_lost(train, tmp_path, monkeypatch):
-    asked = []
-
-    def mean(value):
-        if value == 0 and not asked:
-            asked.append(value)
-            signal.raise_signal(signal.SIGINT)
-        return value
-
-    monkeypatch.setattr("results.run.mean", mean)
-    with pytest.raises(KeyboardInterrupt):
-        train("bigram", out="run", max_iters=20, eval_interval=20)
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=False)["step"] == 2
-
-
-@pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("stop", [10, 7])
+@pytest.mark.parametrize(("rung", "stop"), [("gpt", 10), *((rung, 7) for rung in RUNGS)])
 def test_20_steps_equal_some_steps_then_ctrl_c_then_resume(train, tmp_path, monkeypatch, rung, stop):
     flags = {"max_iters": 20, "eval_interval": 5}
     whole = train(rung, out="whole", **flags)
@@ -82,58 +48,122 @@ def test_20_steps_equal_some_steps_then_ctrl_c_then_resume(train, tmp_path, monk
     assert part["step"] == stop
     assert (tmp_path / "parts" / "loss.png").exists() and (tmp_path / "parts" / "sample.txt").exists()
     parts = train(rung, "--resume", out="parts", **flags)
-    for name in ("step", "model", "optimizers", "generators", "losses"):
+    for name in EXACT:
         assert same(whole[name], parts[name]), name
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
     assert (tmp_path / "whole" / "sample.txt").read_bytes() == (tmp_path / "parts" / "sample.txt").read_bytes()
 
 
-def test_a_run_that_is_done_goes_on_with_more_steps(train, tmp_path):
-    train("bigram", max_iters=4, eval_interval=2)
-    assert train("bigram", "--resume", max_iters=8, eval_interval=2)["step"] == 8
-    assert [row["step"] for row in metrics(tmp_path / "run")] == ["1", "2", "4", "6", "8"]
-    about = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
-    assert len(about["commands"]) == 2 and about["config"]["max_iters"] == 8
+@pytest.mark.parametrize(("rung", "optimizer"), [("gpt", "adamw"), *((rung, "muon") for rung in GPTS)])
+def test_resumption_is_exact_with_either_optimizer_and_more_steps(train, tmp_path, capsys, rung, optimizer):
+    flags = {"optimizer": optimizer, "dropout": 0.3, "eval_interval": 2, "grad_accum": 2}
+    train(rung, out="whole", max_iters=4, **flags)
+    for path, content in contents(tmp_path / "whole").items():
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        (tmp_path / "parts" / path.name).write_bytes(content)
+    whole = train(rung, "--resume", out="whole", max_iters=12, **flags)
+    assert "12 steps instead of 4" in capsys.readouterr().out
+    part = train(rung, "--resume", out="parts", max_iters=12, **flags | {"eval_interval": 3})  # has its own evaluations
+    for name in ("step", "model", "optimizers", "generators"):
+        assert same(whole[name], part[name]), name  # ... which change nothing
+    about = json.loads((tmp_path / "whole" / "config.json").read_text(encoding="utf-8"))
+    assert len(about["commands"]) == 2 and about["config"]["max_iters"] == 12
 
 
-def test_a_module_is_a_run_whose_command_can_be_given_again(text_file, tmp_path, monkeypatch):
-    """modern_gpt.py with windows; sample.py says that it does not know them."""
-    sizes = "--size small --n_layer 1 --n_head 2 --n_embd 8 --block_size 16 --batch_size 4 --max_iters 1"
-    command = f"-m studies.modern_windows {sizes} --data {text_file} --out {tmp_path / 'run'}"
-    monkeypatch.setattr("sys.argv", command.split()[1:])
-    monkeypatch.setattr(modern_gpt, "GPT", modern_gpt.GPT)  # which it replaces
-    runpy.run_module("studies.modern_windows", run_name="__main__", alter_sys=True)
-    about = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
-    assert about["commands"] == [f"python {command}"]
-    with pytest.raises(UserError, match="another version of its rung"):
-        sample.main([str(tmp_path / "run")])
+def test_a_run_that_was_stopped_after_its_last_step_writes_its_sample_on_resumption(train, tmp_path):
+    state = train("gpt")
+    sampled = tmp_path / "run" / "sample.txt"
+    text = sampled.read_bytes()
+    sampled.unlink()
+    assert same(train("gpt", "--resume")["model"], state["model"])
+    assert sampled.read_bytes() == text
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+def test_a_checkpoint_of_before_an_option_has_its_default(train, tmp_path):
+    """One from before version 1.0 has neither the number of tokens drawn nor the best loss, and an old flag."""
+    flags = {"max_iters": 7, "eval_interval": 3}
+    whole = train("gpt", out="whole", **flags)
+    state = train("gpt", **flags | {"max_iters": 5})
+    for name in ("drawn", "best"):
+        del state[name]
+    del state["config"]["compile"]
+    state["config"]["mfu"] = False
+    state["optimizers"] = [{**optimizer, "param_groups": [{"lr": 1.0}]} for optimizer in state["optimizers"]]
+    for name in ("checkpoint.pt", "best.pt"):
+        save_checkpoint(tmp_path / "run", state, name)
+    sample.load(tmp_path / "run", "cpu")
+    resumed = train("gpt", "--resume", **flags)
+    assert resumed["drawn"] == whole["drawn"] and resumed["config"]["compile"] is False
+    state["config"]["colour"] = "red"
+    save_checkpoint(tmp_path / "run", state, "best.pt")
+    with pytest.raises(UserError, match="there is no flag --colour"):
+        sample.load(tmp_path / "run", "cpu")
+
+
+def test_another_device_is_said_to_change_bits(train, tmp_path, capsys):
+    state = train("gpt")
+    state["config"]["device"] = "cuda"
+    state["generators"]["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    save_checkpoint(tmp_path / "run", state)
+    train("gpt", "--resume", max_iters=8)
+    printed = capsys.readouterr().out
+    assert "device cpu (as asked)" in printed and "device cuda before: from here on losses may differ" in printed
+
+
+def test_a_run_continues_with_its_own_text_alone(train, text_file):
+    train("bigram")
+    text_file.write_text(text_file.read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    with pytest.raises(UserError, match="another text"):
+        train("bigram", "--resume", max_iters=8)
+
+
+@pytest.mark.parametrize("rung", ["bigram", "gpt"])
 def test_same_seed_same_losses_and_another_seed_others(train, tmp_path, rung):
     a, b, c = (train(rung, out=name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert same(a["model"], b["model"]) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert not same(a["model"], c["model"]) and metrics(tmp_path / "a") != metrics(tmp_path / "c")
 
 
+# ---------------------------------------------------------------- The folder
+
+
 def test_the_folder_of_a_run(train, tmp_path):
-    train("gpt", picture=True, max_iters=4, eval_interval=2)
+    train("gpt", picture=True)
     folder = tmp_path / "run"
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json",
-        "metrics.csv",
-        "checkpoint.pt",
-        "best.pt",
-        "lock",
-        "loss.png",
-        "sample.txt",
-    }
+    assert {path.name for path in folder.iterdir()} == FILES
     about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert (about["rung"], about["config"]["n_layer"]) == ("gpt", 2)
-    assert about["versions"]["torch"] == torch.__version__
-    assert [row["step"] for row in metrics(folder)] == ["1", "2", "4"]
-    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert about["versions"]["torch"] == torch.__version__ and about["versions"]["ladder"]
+    assert [(row["step"], row["tokens"]) for row in metrics(folder)] == [("1", "64"), ("2", "128"), ("4", "256")]
+    assert len((folder / "loss.png").read_bytes()) > 10_000
     assert len((folder / "sample.txt").read_text(encoding="utf-8")) == 1 + SAMPLE_LENGTH
+
+
+def test_tokens_are_those_that_were_drawn(train, tmp_path, monkeypatch):
+    """In modern_gpt.py the first windows are shorter, and 15 is no multiple of 1, 3 and 7."""
+    seen, draw = [], Dataset.batch
+
+    def batch(self, *how):
+        x, y = draw(self, *how)
+        seen.append(x.numel())
+        return x, y
+
+    monkeypatch.setattr(Dataset, "batch", batch)
+    train("modern_gpt", block_size=15, max_iters=12, eval_interval=12, grad_accum=2)
+    assert [int(row["tokens"]) for row in metrics(tmp_path / "run")] == [sum(seen[:2]), sum(seen[:20]), sum(seen)]
+
+
+def test_every_evaluation_of_modern_gpt_is_over_whole_windows(train, monkeypatch):
+    lengths, windows = [], Dataset.windows
+
+    def noted(self, split):
+        for x, y in windows(self, split):
+            lengths.append(x.shape[1])
+            yield x, y
+
+    monkeypatch.setattr(Dataset, "windows", noted)
+    train("modern_gpt", max_iters=1)
+    assert lengths.count(16) == len(lengths) - 1  # and the rest of the split
 
 
 @pytest.mark.parametrize("parts", [[8], [3, 8], [4, 8]], ids=str)
@@ -154,6 +184,14 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept(train, text_file, 
     assert (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8") == text
 
 
+def test_a_long_text_keeps_the_weights_that_are_best_over_what_every_evaluation_is_over(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("data.dataset.PART", 64)
+    train("bigram", learning_rate=0.05, max_iters=30, eval_interval=3)
+    losses = {int(row["step"]): float(row["val_loss"]) for row in metrics(tmp_path / "run") if row["val_loss"]}
+    assert load_best(tmp_path / "run")["step"] == min(losses, key=losses.get)
+    assert float(f"{load_best(tmp_path / 'run')['best']:.6f}") == min(losses.values())
+
+
 def test_a_checkpoint_is_written_when_one_is_due_in_time(train, tmp_path, monkeypatch):
     draw, saved = Dataset.batch, []
 
@@ -164,48 +202,56 @@ def test_a_checkpoint_is_written_when_one_is_due_in_time(train, tmp_path, monkey
 
     monkeypatch.setattr(Dataset, "batch", batch)
     monkeypatch.setattr("results.run.SAVE_INTERVAL", 0)
-    whole = train("bigram", max_iters=5, eval_interval=5)
+    train("bigram", max_iters=5, eval_interval=5)
     assert saved == [None, 1, 2, 3, 4]
-    monkeypatch.setattr("results.run.SAVE_INTERVAL", 60)
-    assert same(train("bigram", out="seldom", max_iters=5, eval_interval=5)["model"], whole["model"])
 
 
-def test_a_run_that_was_stopped_after_its_last_step_writes_its_sample_on_resumption(train, tmp_path):
-    state = train("gpt")
-    sampled = tmp_path / "run" / "sample.txt"
-    text = sampled.read_bytes()
-    sampled.unlink()
-    assert same(train("gpt", "--resume")["model"], state["model"])
-    assert sampled.read_bytes() == text
+# ---------------------------------------------------------------- What a new run may find in its folder
 
 
-def test_a_former_run_is_moved_aside_whole(train, tmp_path):
-    train("bigram", seed=1)
-    first = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    train("bigram", seed=2)
+@pytest.mark.parametrize("inside", ["run", "run/notes"])
+@pytest.mark.parametrize("out", ["absolute", "relative"])
+def test_a_former_run_is_moved_aside_whole_wherever_one_is(train, tmp_path, monkeypatch, inside, out):
+    train("bigram")
+    (tmp_path / "run" / "notes").mkdir()
+    former = {path.name: content for path, content in contents(tmp_path / "run").items()}
+    monkeypatch.chdir(tmp_path / inside)
+    where = tmp_path / "run" if out == "absolute" else os.path.relpath(tmp_path / "run")
+    text = ["--data", str(tmp_path / "corpus.txt"), "--block_size=16", "--max_iters=2", "--device=cpu", "--seed=2"]
+    bigram.main([*text, f"--out={where}"])
     (aside,) = tmp_path.glob("run-*")
-    assert (aside / "checkpoint.pt").read_bytes() == first != (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    assert {path.name: content for path, content in contents(aside).items()} == former
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert load_checkpoint(tmp_path / "run")["config"]["seed"] == 2
 
 
-@pytest.mark.parametrize("flags", [[], ["--resume"]], ids=["anew", "resumed"])
-def test_a_folder_in_which_a_run_trains_is_refused_to_others(train, tmp_path, monkeypatch, flags):
-    draw, refused = Dataset.batch, []
+def test_many_runs_within_a_second_are_all_kept(train, tmp_path):
+    for seed in range(1, 6):
+        train("bigram", seed=seed)
+    kept = [load_checkpoint(folder)["config"]["seed"] for folder in tmp_path.glob("run*")]
+    assert sorted(kept) == [1, 2, 3, 4, 5]
 
-    def batch(self, split):
-        if (tmp_path / "run" / "checkpoint.pt").exists() and not refused:
-            refused.append(True)
-            with pytest.raises(UserError, match="a run is training there"):
-                train("bigram", *flags, max_iters=8)
-        return draw(self, split)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Dataset, "batch", batch)
-        state = train("bigram", max_iters=8)
-    assert refused and [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
-    assert same(train("bigram", out="alone", max_iters=8)["model"], state["model"])
-    assert metrics(tmp_path / "run") == metrics(tmp_path / "alone")
-    train("bigram", seed=2)  # it has ended, so it can be moved aside
-    assert len([*tmp_path.glob("run-*")]) == 1
+def test_what_a_killed_start_leaves_is_taken_over(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("lock", "config.json.part"):
+        (tmp_path / "run" / name).write_text("{")
+    train("bigram")
+    assert not [*tmp_path.glob("run-*")] and {path.name for path in (tmp_path / "run").iterdir()} >= FILES
+
+
+def test_a_run_that_cannot_be_moved_aside_says_why(train, tmp_path, monkeypatch):
+    """Its folder is a mount point, say."""
+    train("bigram")
+    before = contents(tmp_path)
+
+    def busy(*_):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr("results.run.Path.rename", busy)
+    with pytest.raises(UserError, match=r"cannot be moved to run-.* \(Device or resource busy\); name another folder"):
+        train("bigram", seed=2)
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):
@@ -216,8 +262,38 @@ def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+@posix
+def test_a_loop_of_links_as_a_folder_is_one_line(train, tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "run")
+    with pytest.raises(UserError, match="--out"):
+        train("bigram")
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]], ids=["anew", "resumed"])
+def test_a_folder_in_which_a_run_trains_is_refused_to_others(train, tmp_path, monkeypatch, flags):
+    refused = []
+
+    def intrude():
+        refused.append(True)
+        with pytest.raises(UserError, match="a run is training there"):
+            train("bigram", *flags, max_iters=8)
+
+    with monkeypatch.context() as patch:
+        at_batch(patch, 4, intrude)
+        state = train("bigram", max_iters=8)
+    assert refused and [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
+    assert same(train("bigram", out="alone", max_iters=8)["model"], state["model"])
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "alone")
+    train("bigram", seed=2)  # it has ended, so it can be moved aside
+    assert len([*tmp_path.glob("run-*")]) == 1
+
+
+# ---------------------------------------------------------------- What must not be saved, and what must not stop
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(train, tmp_path, monkeypatch):
-    state = train("gpt", max_iters=4)
+    state = train("gpt")
     state["model"]["norm.weight"].fill_(torch.inf)
     save_checkpoint(tmp_path / "run", state)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
@@ -233,89 +309,115 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(train, tmp_pa
 
 def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, monkeypatch):
     """An infinite gradient leaves the step's loss as it was."""
-    train("bigram", max_iters=4)
+    train("bigram")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     backward = torch.Tensor.backward
-
-    def overflow(loss):
-        backward(loss * torch.inf)
-
-    monkeypatch.setattr(torch.Tensor, "backward", overflow)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: backward(loss * torch.inf))
     interrupt_at(monkeypatch, step=1)
     with pytest.raises(FloatingPointError, match="the weights are not finite after step 5"):
         train("bigram", "--resume", max_iters=8)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
-def test_a_run_goes_on_with_its_own_text_alone(train, text_file):
-    train("bigram")
-    text_file.write_text(text_file.read_text(encoding="utf-8")[::-1], encoding="utf-8")
-    with pytest.raises(UserError, match="another text"):
-        train("bigram", "--resume", max_iters=8)
+def test_a_folder_of_any_name_is_sampled_and_drawn(train, tmp_path):
+    for name in ["a$_$b", "100$^$", r"\frac{", "ü 仁"] + ["\udcff"] * (os.name == "posix" and sys.platform != "darwin"):
+        train("bigram", out=name, picture=True, max_iters=2)
+        assert (tmp_path / name / "loss.png").stat().st_size > 10_000 and (tmp_path / name / "sample.txt").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_a_terminal_has_one_live_line(text_file, tmp_path):
+def test_a_picture_that_cannot_be_drawn_is_one_line_and_the_sample_is_there(text_file, tmp_path):
+    done = run("bigram.py", f"--data={text_file}", f"--out={tmp_path / 'run'}", "--block_size=16", "--max_iters=2",
+               "--device=cpu", env=os.environ | {"MPLBACKEND": "nonsense"})  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.count("loss.png: not drawn (") == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"loss.png"}
+
+
+# ---------------------------------------------------------------- Lines and signals
+
+
+@posix
+def test_a_terminal_has_one_live_line(start, text_file, tmp_path):
+    """That never wraps: the next one could not overwrite it."""
     import pty
 
     theirs, ours = pty.openpty()
-    command = [sys.executable, "bigram.py", f"--data={text_file}", f"--out={tmp_path / 'run'}", "--device=cpu"]
-    command += ["--block_size=16", "--max_iters=40", "--eval_interval=20"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=ours):
-        os.close(ours)
-        shown = b""
-        while chunk := read_or_end(theirs):
-            shown += chunk
+    flags = argv_of(data=text_file, out=tmp_path / "run", device="cpu", block_size=16, vocab_size=300)
+    flags += argv_of(max_iters=40, eval_interval=20)
+    process = start("bigram.py", flags, stdout=os.ttyname(ours), COLUMNS="60")
+    os.close(ours)
+    shown = b""
+    while chunk := read_or_end(theirs, process):
+        shown += chunk
     lines = shown.decode().replace("\r\n", "\n").split("\n")
     (first,) = (line for line in lines if "step 20/40" in line)
-    assert [part.split()[1] for part in first.split("\r") if part] == ["1/40", "10/40", "20/40"]
-    assert "val" in first and "tokens/s" in first and "ETA" in first
+    updates = [part for part in first.split("\r") if part]
+    assert [part.split()[1] for part in updates] == ["1/40", "10/40", "20/40"] and {*map(len, updates)} == {59}
+    assert "val" in first
 
 
-def read_or_end(terminal):
+def read_or_end(terminal, process):
     try:
         return os.read(terminal, 4096)
-    except OSError:  # how Linux says that the other side has closed
+    except OSError:  # how Linux says that no one has the other side open
+        if process.is_alive():  # not yet, or no longer
+            process.join(timeout=0.01)
+            return read_or_end(terminal, process)
         return b""
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-@pytest.mark.parametrize(("number", "ignored"), [("SIGTERM", False), ("SIGHUP", False), ("SIGHUP", True)])
-def test_a_clusters_stop_and_a_closed_terminal_save_the_run(text_file, tmp_path, number, ignored):
-    """Unless the signal is ignored, as SIGHUP is under nohup."""
-    number = signal.Signals[number]
-    out = tmp_path / "run"
-    command = [sys.executable, "bigram.py", f"--data={text_file}", f"--out={out}", "--device=cpu", "--max_iters=500"]
-    former = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)  # which a child inherits
-    process = subprocess.Popen([*command, "--eval_interval=100"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    signal.signal(number, former)
-    for line in process.stdout:
-        if line.startswith("step"):
-            for _ in range(2):  # a shell and the system each send one
-                os.kill(process.pid, number)
-            break
-    rest, _ = process.communicate(timeout=60)
-    state = load_checkpoint(out)
-    if ignored:
-        assert process.returncode == 0 and state["step"] == 500
-    else:
-        assert process.returncode == 128 + number and 100 <= state["step"] < 500
-        assert ("--resume goes on" in rest) == (number == signal.SIGTERM)  # else its terminal is gone
-        assert not (out / "sample.txt").exists()
+def start_and_signal(start, number, text_file, out, **options):
+    """Sends a signal to a run after its first evaluation; gives its exit code, its stderr and its stdout."""
+    flags = tiny_flags("gpt") | {"max_iters": 10**6, "eval_interval": 5, "data": text_file, "out": out, "device": "cpu"}
+    process = start("gpt.py", argv_of(**flags), stdout=out.with_name("stdout"))
+    while not (out / "best.pt").exists():
+        process.join(timeout=0.01)
+        assert process.is_alive(), process.errors()
+    os.kill(process.pid, number)
+    if number == signal.SIGTERM:
+        os.kill(process.pid, number)  # a shell and the system each send one
+    return *ended(process), out.with_name("stdout").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise")
-def test_ctrl_c_ends_a_process_with_130_and_a_run_to_resume(text_file, tmp_path):
+@posix
+def test_a_clusters_stop_saves_the_run(start, text_file, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "gpt.py", f"--data={text_file}", f"--out={out}", "--max_iters=1000000", "--device=cpu"]
-    command += [f"--{name}={value}" for name, value in tiny_flags("gpt").items()] + ["--eval_interval=5"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("step"):
-            os.kill(process.pid, signal.SIGINT)
-            break
-    rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors == ""
-    assert "--resume goes on" in rest and "\r" not in rest
-    _, model, _ = sample.load(out, "cpu")
-    assert (out / "loss.png").exists() and (out / "sample.txt").exists() and sum(p.numel() for p in model.parameters())
+    code, errors, printed = start_and_signal(start, signal.SIGTERM, text_file, out)
+    assert (code, errors) == (128 + signal.SIGTERM, "") and load_checkpoint(out)["step"] >= 5
+    assert "--resume continues from here" in printed and not (out / "sample.txt").exists()
+
+
+@posix
+def test_ctrl_c_ends_a_process_with_130_and_a_run_to_resume(start, text_file, tmp_path):
+    out = tmp_path / "run"
+    code, errors, printed = start_and_signal(start, signal.SIGINT, text_file, out)
+    assert (code, errors) == (130, "")
+    assert "--resume continues from here" in printed and "\r" not in printed
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_ctrl_c_that_comes_while_the_processes_compare_is_not_lost(train, tmp_path, monkeypatch):
+    asked = []
+
+    def mean(value):
+        if value == 0 and not asked:
+            asked.append(value)
+            signal.raise_signal(signal.SIGINT)
+        return value
+
+    monkeypatch.setattr("results.run.mean", mean)
+    with pytest.raises(KeyboardInterrupt):
+        train("bigram", out="run", max_iters=20, eval_interval=20)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_a_module_is_a_run_whose_command_can_be_given_again(text_file, tmp_path, monkeypatch):
+    """modern_gpt.py with windows; sample.py says that it does not know them."""
+    sizes = "--size small --n_layer 1 --n_head 2 --n_embd 8 --block_size 16 --batch_size 4 --max_iters 1"
+    command = f"-m studies.modern_windows {sizes} --data {text_file} --out {tmp_path / 'run'}"
+    monkeypatch.setattr("sys.argv", command.split()[1:])
+    monkeypatch.setattr("modern_gpt.GPT", __import__("modern_gpt").GPT)  # which it replaces
+    runpy.run_module("studies.modern_windows", run_name="__main__", alter_sys=True)
+    about = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert about["commands"] == [f"python {command}"]
+    with pytest.raises(UserError, match="another version of its rung"):
+        sample.main([str(tmp_path / "run")])

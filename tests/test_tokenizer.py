@@ -1,31 +1,31 @@
 """Byte pairs: exact on any text, those of well-kept libraries, learned on the training split, losses per character."""
 
 import math
+import random
 import sys
 import unicodedata
 
 import pytest
 import torch
-from conftest import build
+from conftest import PROSE, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import sample
 from data import BPETokenizer, Dataset, UserError
+from data import tokenizer as tokenizer_module
 from data.corpus import tinyshakespeare
 from data.tokenizer import LONGEST, words_of
-from results import load_checkpoint, run_main
-from results.checkpoint import save_checkpoint
-
-PROSE = """Der Löwe brüllt, 12345 mal: „Hörst du's?“  I'll say what they've said; it's 3½ o'clock.
-Ἐν ἀρχῇ ἦν ὁ λόγος, καὶ ὁ λόγος ἦν.\tВсе счастливые семьи похожи друг на друга.\r\n\n\n  日本語の文章、一二三。
-def f(x):\n    return x**2  # ² and Ⅷ\n👩‍👩‍👧 🎭🎭 नमस्ते दुनिया ١٢٣ مرحبا\u00a0\u2028\x1c\x85_snake_case__"""
+from results import Sampling, sample_text
 
 
 @pytest.fixture(scope="module")
 def play():
-    return tinyshakespeare().decode()
+    try:
+        return tinyshakespeare()
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -130,38 +130,46 @@ def test_a_run_resumes_to_the_bit_and_is_sampled(train, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("Zoë 🎭?")
 
 
-@pytest.mark.parametrize(
-    "tokenizer",
-    [
-        {"merges": [(0, 256)], "end": ""},
-        {"merges": [(-1, 3)], "end": ""},
-        {"merges": [(0, 1), (0, 1)], "end": ""},
-        {"merges": [(256 + i - 1, 256 + i - 1) if i else (0, 0) for i in range(60)], "end": ""},
-        {"merges": [(0, 1, 2)], "end": ""},
-        {"merges": [("a", "b")], "end": ""},
-        {"merges": 7, "end": ""},
-        {"merges": [], "end": 7},
-        {"other": []},
-        [],
-        None,
-    ],
-    ids=lambda tokenizer: str(tokenizer)[:40],
-)
-def test_merges_of_a_stranger_are_checked(train, tmp_path, tokenizer, capsys):
-    train("bigram", vocab_size=256)
-    state = load_checkpoint(tmp_path / "run")
-    for name in ("checkpoint.pt", "best.pt"):
-        save_checkpoint(tmp_path / "run", {**state, "tokenizer": tokenizer}, name)
-    with pytest.raises(SystemExit, match="2"):
-        run_main(lambda: sample.main([str(tmp_path / "run"), "--device=cpu"]))
-    assert capsys.readouterr().err.count("\n") == 1
-
-
 def test_tokens_have_a_length_that_they_may_have():
     doubled = [(0, 0)] + [(256 + i, 256 + i) for i in range(22)]
     assert max(map(len, BPETokenizer(doubled).tokens)) == LONGEST // 2
     with pytest.raises(ValueError, match="longer"):
         BPETokenizer([*doubled, (278, 278)])
+
+
+def test_a_long_text_without_spaces_is_learned_as_the_library_does():
+    """Each merge visits the places of its pair alone; going through all of the text each time took minutes."""
+    text = "".join(random.Random(0).choices("ACGT", k=60_000))
+    ours, theirs = BPETokenizer.of(text, 1024), of_library(text, 1024)
+    assert ours.encode(text).tolist() == theirs.encode(text).ids
+
+
+def test_a_text_of_one_letter_has_as_many_tokens_as_memory_allows(monkeypatch, capsys):
+    monkeypatch.setattr(tokenizer_module, "LONGEST", 1000)
+    tokenizer = BPETokenizer.of("a" * 100_000, 4096)
+    assert sum(map(len, tokenizer.tokens[256:])) <= 1000 and len(tokenizer) > 260
+    assert tokenizer.decode(tokenizer.encode("a" * 999)) == "a" * 999
+
+
+def test_the_end_of_a_document_is_one_token_both_ways():
+    tokenizer = BPETokenizer.of(PROSE, 300)
+    ended = BPETokenizer(tokenizer.merges, end="<|endoftext|>")
+    text = "One.<|endoftext|>Two. <|endoftext|><|endoftext|>"
+    ids = ended.encode(text).tolist()
+    assert ids.count(300) == 3 and len(ended) == 301 and ended.decode(ids) == text
+    assert [i for i in ids if i != 300] == [*tokenizer.encode("One."), *tokenizer.encode("Two. ")]
+
+
+def test_writing_stops_at_the_end_of_a_document():
+    tokenizer = BPETokenizer([], end="<|endoftext|>")
+
+    def generate(model, ids, max_new_tokens, **sampling):
+        new = tokenizer.encode("to be<|endoftext|>or not").long()
+        return torch.cat((ids, new.expand(len(ids), -1)), dim=1)
+
+    model = torch.nn.Linear(1, 1)
+    assert sample_text(model, generate, tokenizer, Sampling(num_samples=2)) == ["to be", "to be"]
+    assert sample_text(model, generate, tokenizer, Sampling(prompt="a<|endoftext|>")) == ["a<|endoftext|>to be"]
 
 
 @settings(max_examples=20, deadline=None)

@@ -108,7 +108,7 @@ def test_a_gpt_learns_a_single_batch_by_heart(text_file, rung):
 @pytest.fixture(scope="module")
 def shakespeare():
     try:
-        return corpus.tinyshakespeare().decode()
+        return corpus.tinyshakespeare()
     except UserError as error:
         pytest.skip(str(error))
 
@@ -125,10 +125,9 @@ def test_shakespeare_is_split_as_the_field_does(shakespeare):
     ("rung", "flags", "bound"),
     [
         ("bigram", "", 2.4819 + 0.01),  # what counting reaches, and 0.01
-        ("single_head", "--max_iters=500", 2.45),
-        ("multi_head", "--max_iters=300", 2.30),
-        ("gpt", "--max_iters=150 --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 --dtype=float32", 2.35),
-        ("modern_gpt", "--max_iters=150 --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 --dtype=float32", 2.25),
+        ("multi_head", "--max_iters=200", 2.40),
+        ("gpt", "--max_iters=80 --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 --dtype=float32", 2.55),
+        ("modern_gpt", "--max_iters=80 --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 --dtype=float32", 2.45),
     ],
 )
 def test_short_runs_on_shakespeare(shakespeare, tmp_path, rung, flags, bound):
@@ -143,7 +142,10 @@ def test_compile_compiles_once_for_each_length_of_window(train, monkeypatch, run
     graphs, compile = [], torch.compile
 
     def backend(graph, inputs):
-        graphs.append([x.shape for x in inputs if x.dtype == torch.long and x.ndim == 2])
+        if shapes := [
+            x.shape for x in inputs if x.dtype == torch.long and x.ndim == 2
+        ]:  # and not that of the first try
+            graphs.append(shapes)
         return graph
 
     monkeypatch.setattr(torch, "compile", lambda model, **how: compile(model, backend=backend, **how))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 import windowed_gpt
-from results.plot import read
+from results.metrics import read
 from windowed_gpt import ATTENTIONS, Config, HardWindow, SoftWindow
 
 B, T, H, C = 2, 9, 2, 8
