@@ -157,17 +157,19 @@ def test_what_is_missing_is_left_out_and_said(monkeypatch, tmp_path, capsys):
 
 
 def test_wrong_input_is_one_line(made, tmp_path):
-    runs = made[1] / "reproduced"
+    runs, thesis = made[1] / "reproduced", tmp_path / "thesis.md"
+    thesis.write_text("precious")
     for flags, line in {
         ("--run=nowhere",): "nowhere.checkpoint.pt: there is no checkpoint here",
         (f"--run={runs / 'gpt'}", "--text=ß"): "'ß' is not in the alphabet",
         (f"--out={tmp_path / 'no' / 'ladder.html'}",): "No such file or directory",
+        (f"--out={thesis}",): "thesis.md: this file was not written by this command",
         ("--runs=a",): "there is no flag --runs; did you mean --run?",
     }.items():
         with pytest.raises(UserError, match=line) as error:
             page.main([f"--out={tmp_path / 'ladder.html'}", *flags])
         assert "\n" not in str(error.value)
-    assert not (tmp_path / "ladder.html").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.md"] and thesis.read_text() == "precious"
 
 
 # ---------------------------------------------------------------- In a browser

@@ -220,6 +220,21 @@ def test_bfloat16_sees_the_same_windows(kind):
     assert ((distances[1] - distances[0]).abs() / (1 + distances[0])).max() < 0.025
 
 
+def test_bfloat16_counts_the_places_of_a_soft_window_in_a_long_text():
+    """Of 70,000, where the places before and after a multiple of 128 must not run together."""
+    torch.manual_seed(0)
+    T = 546 * 128 + 6
+    part, x = SoftWindow(Config(block_size=T, n_head=1, n_embd=8)), torch.zeros(1, 1, 8)
+    torch.nn.init.constant_(part.window.bias, -9.0)  # a window of 5
+    q, k, v = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, T, 8), torch.zeros(1, 1, T, 8)
+    v[0, 0, -8:] = torch.eye(8)  # what is read is the weights of the last 8 places
+    w = 1 + T / 2 * math.exp(-9.0)
+    expected = (torch.arange(-7, 1).double() / w).exp() * (1 - math.exp(-1 / w))
+    with torch.no_grad():
+        read, _ = part.attend(x, *(part.bfloat16() for part in (q, k, v)), past=T - 1)
+    torch.testing.assert_close(read.flatten().double(), expected, rtol=0.03, atol=0)
+
+
 @pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "hard_window"])
 def test_nothing_of_t_by_t_is_written(attention):
     torch.manual_seed(0)
