@@ -1,49 +1,67 @@
-"""Rung 9: GAT over tens of thousands of characters, exact, without a T x T matrix.
+"""Rung 10: GAT over tens of thousands of tokens, exact, without a T x T matrix.
 
-New against rung 7: one layer is left, and its T x T matrix is gone. Its scores are LeakyReLU(s_i + t_j). With slope a,
-    exp(e_ij) = exp(s_i) exp(t_j)       where t_j > -s_i,
-    exp(e_ij) = exp(a s_i) exp(a t_j)   elsewhere.
-So every query ranks the keys alike, by t. Once they are sorted, a query's sums over its two sides are prefix sums, cut
-where t_j crosses -s_i. For a causal graph the text is halved again and again: a right half reads all of its left half.
-That is O(T log T) sums of D channels. The sorts compare O(T log^2 T) single numbers, which is less while log T < D.
-In so long a text one ranking for all is not enough. So scores fall with the distance, each head's at its own pace.
+New against rung 6: attention is the GAT of rung 8, in O(T log T) instead of O(T^2). The score is LeakyReLU(s_i + t_j),
+where s_i comes from the query and t_j from the key. LeakyReLU is made of two straight lines, and the exponential of a
+sum is a product:
+    exp(score_ij) = exp(s_i) exp(t_j)                    where s_i + t_j > 0,
+    exp(score_ij) = exp(slope s_i) exp(slope t_j)        elsewhere.
+So the softmax needs, for each query, a sum over the keys with t_j > -s_i and a sum over the others. Once the keys are
+sorted by t, both are prefix sums: running totals, computed once for all queries, of which each query looks up one entry
+on either side of its cut at -s_i. With a causal mask a query may only read keys before it. So the text is halved again
+and again, and each right half reads all of its left half, with one sort for all its queries.
 
-Papers: Velickovic et al., "Graph Attention Networks", arXiv:1710.10903, for the layer; Press et al., arXiv:2108.12409,
-for the distance (ALiBi). results/README.md says what is known of the rest.
+That GAT orders the keys in the same way for every query, its weakness in rung 8, is what makes this possible. In a long
+text one order for all is not enough. So scores also fall with the distance, at a pace of its own for each head.
+
+Papers: Velickovic et al., "Graph Attention Networks" (arXiv:1710.10903) for the layer; Press et al., ALiBi
+(arXiv:2108.12409) for the distance. results/README.md says what is known of the rest.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data import DTYPES, Dataset, total
-from results import Flags, Run, option, parse_config, run_main, sample_token
+from results import SIZES, Flags, Run, option, parse_config, run_main, sample_token
 
 # ---------------------------------------------------------------- Config
 
 
 @dataclass
 class Config(Flags):
-    size: str = option("auto", "size of the model; auto: full on cuda, else small", choices=("auto", "small", "full"))
     batch_size: int = option(1, "B: windows of text in a batch")
-    grad_accum: int = option(1, "batches in a step; their gradients are averaged")
-    block_size: int = option(4096, "T: characters in a window, the context", full=8192)
-    n_layer: int = option(3, "transformer blocks", full=6, within="[1, 1000)")
-    n_head: int = option(4, "H: attention heads", full=6)
-    n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels", full=384)
-    dropout: float = option(0.0, "fraction of activations set to 0 during training", full=0.1, within="[0, 1)")
-    optimizer: str = option("muon", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw"))
-    learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=8e-3)
-    weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=0.5)
+    block_size: int = option(4096, "T: characters in a window, the context")
+    n_layer: int = option(3, "transformer blocks", within="[1, 1000)")
+    n_head: int = option(4, "H: attention heads")
+    n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels")
+    dropout: float = option(0.0, "fraction of activations set to 0 during training", within="[0, 1)")
+    learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try 3e-3")
+    weight_decay: float = option(0.1, "weight decay of the blocks' matrices")
     warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", within="[0, 1e9)")
-    max_iters: int = option(600, "training steps", full=1000)
-    eval_interval: int = option(100, "steps between evaluations", full=125)
+    max_iters: int = option(600, "training steps")
+    eval_interval: int = option(100, "steps between evaluations")
+    optimizer: str = option("muon", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw"))
+    grad_accum: int = option(1, "batches in a step; their gradients are averaged")
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
+    size: str = option("auto", "small: the defaults; full: a GPU's; auto: full on cuda, else small", choices=SIZES)
     recency: bool = option(True, "scores fall with the distance; without, the layer is GAT as in pyg_free_gat.py")
+
+    full = dict(
+        batch_size=1,
+        block_size=8192,
+        n_layer=6,
+        n_head=6,
+        n_embd=384,
+        dropout=0.1,
+        learning_rate=8e-3,
+        weight_decay=0.5,
+        max_iters=1000,
+        eval_interval=125,
+    )
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -53,31 +71,56 @@ class Config(Flags):
 # ---------------------------------------------------------------- Model
 
 
+def dense_attention(query: Tensor, key: Tensor, values: Tensor, slope: float) -> Tensor:
+    """What the functions below compute, written out: softmax(LeakyReLU(query_i + key_j)) over j <= i, times the values.
+
+    query and key, the s and t above, are (N, T), values is (N, T, D). Returns (N, T, D). Not used: O(T^2).
+    """
+    scores = F.leaky_relu(query[:, :, None] + key[:, None], slope)  # (N, T, T)
+    adjacency = torch.ones_like(scores[0], dtype=torch.bool).tril()  # (T, T)
+    return scores.masked_fill(~adjacency, -math.inf).softmax(dim=-1) @ values
+
+
+# One merge, of a left half with five keys and a right half with queries that read all of them:
+#
+#   keys, sorted               -1.2   -0.4    0.1  |  0.8    1.5
+#   query -0.3 cuts at 0.3      below the cut      |  above the cut
+#   sums from the left of exp(slope key) values    |  sums from the right of exp(key) values
+#                                             ^       ^
+#   the query takes this one, times exp(slope query), and this one, times exp(query)
+
+
+def add_side(sums, a, query, shift, key, log_weight, rows, count):
+    """Adds to what each query has the sum over its first `count` keys j, in this order, of rows_j times
+    exp(a (query_i + key_j) + log_weight_j - shift_i): a prefix sum. sums is (..., I, K)."""
+    exponents = a * key + log_weight
+    top = exponents.amax(dim=-1, keepdim=True)  # subtracted, so that nothing overflows
+    prefix = ((exponents - top).exp()[..., None] * rows).cumsum(dim=-2)  # (..., J, K)
+    factor = (a * query + top - shift).exp() * (count > 0)  # (..., I)
+    sums.addcmul_(factor[..., None], pick(prefix, (count - 1).clamp(min=0)))
+
+
+def add_sums(above, below, query, shift, key, log_weight, rows, slope):
+    """Every i reads every j: adds the sums over j of exp(LeakyReLU(query_i + key_j) + log_weight_j - shift_i) rows_j.
+
+    `above` (..., I, K) gets the sum over the j above the cut, where query_i + key_j > 0, and `below` that over the
+    others. query and shift are (..., I). key and log_weight are (..., J), rows is (..., J, K). LeakyReLU(z) is the
+    larger of z and slope z: if no term of a query has an exponent above 0, neither side has, and nothing overflows.
+    """
+    key, order = key.sort(dim=-1)
+    log_weight, rows = log_weight.gather(-1, order), pick(rows, order)
+    n_below = torch.searchsorted(key, -query, right=True)  # (..., I)
+    add_side(below, slope, query, shift, key, log_weight, rows, n_below)
+    # The sum over the keys above is a prefix sum of the reversed order. As a difference of two it would lose digits.
+    n_above = key.shape[-1] - n_below
+    add_side(above, 1.0, query, shift, key.flip(-1), log_weight.flip(-1), rows.flip(-2), n_above)
+
+
 def pick(rows, index):
-    """The rows (..., n, K) that index (..., m) names: (..., m, K). As take_along_dim, which is far slower on a CPU."""
+    """The rows (..., n, K) that index (..., m) names: (..., m, K). Like take_along_dim, which is slower on a CPU."""
     n, K = rows.shape[-2:]
     first = torch.arange(0, rows[..., 0].numel(), n, device=rows.device).view(*index.shape[:-1], 1)
     return F.embedding(first + index, rows.reshape(-1, K))
-
-
-def add_sums(above, below, s, m, t, w, W, slope):
-    """Every i reads every j: adds the sum over j of exp(LeakyReLU(s_i + t_j) + w_j - m_i) W_j to what i has so far.
-
-    `above` (..., I, K) gets the part of the j with t_j > -s_i, `below` that of the others. s and m are (..., I). t and
-    w are (..., J), W is (..., J, K). LeakyReLU(z) is the larger of z and slope z: if no term's exponent is above 0, no
-    side's is, and nothing overflows.
-    """
-    t, order = t.sort(dim=-1)
-    w, W = w.gather(-1, order), pick(W, order)
-    last = torch.searchsorted(t, -s, right=True)  # (..., I): how many j are below
-    # A sum over the j above is a prefix in reversed order. As a difference of two prefixes it would lose digits.
-    sides = (below, slope, last, t, w, W), (above, 1.0, t.shape[-1] - last, t.flip(-1), w.flip(-1), W.flip(-2))
-    for sums, a, count, keys, logs, rows in sides:
-        logs = a * keys + logs
-        top = logs.amax(dim=-1, keepdim=True)
-        prefix = ((logs - top).exp()[..., None] * rows).cumsum(dim=-2)  # (..., J, K)
-        factor = (a * s + top - m).exp() * (count > 0)  # (..., I)
-        sums.addcmul_(factor[..., None], pick(prefix, (count - 1).clamp(min=0)))
 
 
 def pieces(parts, size):
@@ -90,19 +133,19 @@ def pieces(parts, size):
         yield [part[:, None, whole:] for part in parts]
 
 
-def causal_sums(s, m, t, w, W, slope, later=False):
+def causal_sums(query, shift, key, log_weight, rows, slope, later=False):
     """The two sums of add_sums for a causal graph, over j <= i or, if `later`, over j >= i: (N, T, K) each."""
-    above, below, T = torch.zeros_like(W), torch.zeros_like(W), W.shape[1]
-    parts = above, below, s, m, t, w, W
-    n_few = max(1, 2**16 // T)  # heads at a time: a copy too large for the heap costs a CPU more than its sums
-    for few in zip(*(part.split(n_few) for part in parts)) if n_few < len(W) else [parts]:
-        for up, low, s_, m_, t_, w_, W_ in pieces(few, 64):  # within a piece, all pairs
-            z = s_[..., :, None] + t_[..., None, :]  # (N, T / 64, 64, 64)
-            p = (F.leaky_relu(z, slope) + w_[..., None, :] - m_[..., :, None]).exp()
+    above, below, T = torch.zeros_like(rows), torch.zeros_like(rows), rows.shape[1]
+    parts = above, below, query, shift, key, log_weight, rows
+    n_few = max(1, 2**16 // T)  # heads at a time: very large temporary tensors are slow to allocate on a CPU
+    for few in zip(*(part.split(n_few) for part in parts)) if n_few < len(rows) else [parts]:
+        for up, low, q, m, k, w, r in pieces(few, 64):  # within a piece of 64 tokens, all pairs
+            z = q[..., :, None] + k[..., None, :]  # (N, T / 64, 64, 64)
+            p = (F.leaky_relu(z, slope) + w[..., None, :] - m[..., :, None]).exp()
             p = p.triu() if later else p.tril()  # the other pairs may be inf
-            up += (p * (z > 0)) @ W_
-            low += (p * (z <= 0)) @ W_
-        for n in (2**k for k in range(6, (T - 1).bit_length())):  # then between the halves of pieces of 2 n
+            up += (p * (z > 0)) @ r
+            low += (p * (z <= 0)) @ r
+        for n in (2**k for k in range(6, (T - 1).bit_length())):  # then between the two halves of pieces of 2 n
             i, j = (slice(n), slice(n, None)) if later else (slice(n, None), slice(n))
             for piece in pieces(few, 2 * n):
                 if piece[0].shape[2] > n:
@@ -111,42 +154,46 @@ def causal_sums(s, m, t, w, W, slope, later=False):
 
 
 class StaticAttention(torch.autograd.Function):
-    """softmax(LeakyReLU(s_i + t_j)) V over a causal graph. Takes s and t (N, T), V (N, T, D), returns (N, T, D)."""
+    """dense_attention in O(T log T). Takes query and key (N, T), values (N, T, D), returns (N, T, D)."""
 
     @staticmethod
-    def forward(ctx, s, t, V, slope):
-        m = F.leaky_relu(s + t.cummax(dim=1).values, slope)  # the largest score of each i
-        above, below = causal_sums(s, m, t, torch.zeros_like(t), F.pad(V, (0, 1), value=1.0), slope)
-        total = (above + below)[..., -1:]  # (N, T, 1): what the weights of 1, V's last channel, add up to
+    def forward(ctx, query, key, values, slope):
+        shift = F.leaky_relu(query + key.cummax(dim=1).values, slope)  # the largest score of each i
+        rows = F.pad(values, (0, 1), value=1.0)  # one more channel of ones, which sums the weights themselves
+        above, below = causal_sums(query, shift, key, torch.zeros_like(key), rows, slope)
+        total = (above + below)[..., -1:]  # (N, T, 1)
         out = (above + below)[..., :-1] / total
-        ctx.save_for_backward(s, t, V, out, above / total, m + total[..., 0].log())
+        ctx.save_for_backward(query, key, values, out, above / total, shift + total[..., 0].log())
         ctx.slope = slope
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        """With P the weights and G = grad: dV = P^T G, and dL/de_ij = P_ij (G_i . V_j - G_i . out_i)."""
-        # `above` is what the j with t_j > -s_i give to V and to 1; L is the logarithm of the sum of exponentials.
-        s, t, V, out, above, L = ctx.saved_tensors
+        """With P the weights and G = grad: dV = P^T G, and dL/dscore_ij = P_ij (G_i . V_j - G_i . out_i)."""
+        # `above` is what the j above the cut give to V and to 1; log_sum is the logarithm of the sum of exponentials.
+        query, key, values, out, above, log_sum = ctx.saved_tensors
         dot = (grad * out).sum(dim=-1, keepdim=True)  # (N, T, 1)
-        # Each j now sums over the i that read it. P_ij = exp(e_ij - L_i): the same sums, s and t exchanged.
-        steep, flat = causal_sums(t, torch.zeros_like(t), s, -L, torch.cat((grad, dot), dim=-1), ctx.slope, later=True)
-        dV, (dP, dots) = (steep + flat)[..., :-1], (steep + ctx.slope * flat).split((V.shape[-1], 1), dim=-1)
-        dt = (dP * V).sum(dim=-1) - dots[..., 0]
-        read, weight = above.split((V.shape[-1], 1), dim=-1)
-        # Over all j, dL/de_ij adds up to 0: what the steep side has, the flat side has with the other sign.
-        ds = (1 - ctx.slope) * ((grad * read).sum(dim=-1) - (dot * weight)[..., 0])
-        return ds, dt, dV, None
+        # Each j now sums over the i that read it. P_ij = exp(score_ij - log_sum_i): the same sums, i and j exchanged.
+        rows, no_shift = torch.cat((grad, dot), dim=-1), torch.zeros_like(key)
+        steep, flat = causal_sums(key, no_shift, query, -log_sum, rows, ctx.slope, later=True)
+        d_values = (steep + flat)[..., :-1]
+        dP, dots = (steep + ctx.slope * flat).split((values.shape[-1], 1), dim=-1)
+        d_key = (dP * values).sum(dim=-1) - dots[..., 0]
+        # Over all j, dL/dscore_ij adds up to 0: what the steep side has, the flat side has with the other sign.
+        read, weight = above.split((values.shape[-1], 1), dim=-1)
+        d_query = (1 - ctx.slope) * ((grad * read).sum(dim=-1) - (dot * weight)[..., 0])
+        return d_query, d_key, d_values, None
 
 
 class GAT(nn.Module):
-    """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j - r (i - j)), h = W x, values h_j. With r = 0 it is GATConv.
+    """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j - r (i - j)) with h = W x; the values are h_j.
 
-    With `recency`, r is 1/4, 1/16, 1/64 and 1/256 for four heads. r j goes into t_j and r i into s_i, so that every i
-    still ranks the j alike.
+    Without `recency`, r is 0, and this is PyTorch Geometric's GATConv. With it, r is 1/4, 1/16, 1/64 and 1/256 for four
+    heads. r j is added to the key's part of the score, and r i is subtracted from the query's, so that every i still
+    orders the j in the same way.
     Takes x (B, T, in_channels), returns (B, T, heads * out_channels). A cache (B, H, block_size, D + 1) keeps h and
-    a_src . h. x is then the first tokens, or the one after `past` others, which reads the cache in O(past).
+    a_src . h. x is then the whole prompt (past = 0), or one new token, which reads the cache in O(past).
     """
 
     def __init__(self, in_channels, out_channels, heads=1, negative_slope=0.2, recency=False):
@@ -159,22 +206,24 @@ class GAT(nn.Module):
         for matrix in (self.lin.weight, self.att_src[0], self.att_dst[0]):
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, x, cache=None, past=0):
+    def forward(self, x: Tensor, cache: Tensor | None = None, past: int = 0) -> Tensor:
         h = self.lin(x).to(self.bias.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
-        s, t = ((h * att[0, :, None]).sum(dim=-1) for att in (self.att_dst, self.att_src))  # (B, H, T) each
+        query = (h * self.att_dst[0, :, None]).sum(dim=-1)  # (B, H, T)
+        key = (h * self.att_src[0, :, None]).sum(dim=-1)  # (B, H, T)
         if self.recency:
             place = torch.arange(past, past + x.shape[1], device=x.device)
             r = 2 ** (-8 / self.heads * torch.arange(1, self.heads + 1, device=x.device))  # (H,), the slopes of ALiBi
-            s, t = s - r[:, None] * place, t + r[:, None] * place
+            query, key = query - r[:, None] * place, key + r[:, None] * place
         if cache is not None:
-            cache[:, :, past : past + x.shape[1]] = torch.cat((h, t[..., None]), dim=-1)
+            cache[:, :, past : past + x.shape[1]] = torch.cat((h, key[..., None]), dim=-1)
         with torch.autocast(x.device.type, enabled=False):  # sums of exponentials need float32
             if past:
-                h, t = cache[:, :, : past + x.shape[1]].split((h.shape[-1], 1), dim=-1)
-                read = F.leaky_relu(s[..., None] + t.mT, self.negative_slope).softmax(dim=-1) @ h  # (B, H, 1, D)
+                h, key = cache[:, :, : past + x.shape[1]].split((h.shape[-1], 1), dim=-1)
+                weights = F.leaky_relu(query[..., None] + key.mT, self.negative_slope).softmax(dim=-1)
+                read = weights @ h  # (B, H, 1, D)
             else:
-                read = StaticAttention.apply(*(part.flatten(0, 1) for part in (s, t, h)), self.negative_slope)
-                read = read.unflatten(0, s.shape[:2])
+                parts = (part.flatten(0, 1) for part in (query, key, h))  # (B * H, T, ...) each
+                read = StaticAttention.apply(*parts, self.negative_slope).unflatten(0, query.shape[:2])
         return read.transpose(1, 2).flatten(2) + self.bias  # (B, T, H * D)
 
 
@@ -186,7 +235,7 @@ class Attention(nn.Module):
         self.layer = GAT(config.n_embd, config.n_embd // config.n_head, config.n_head, recency=config.recency)
         self.projection = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, cache=None, past=0):
+    def forward(self, x: Tensor, cache: Tensor | None = None, past: int = 0) -> Tensor:
         return self.projection(self.layer(x, cache, past))
 
 
@@ -200,19 +249,19 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(config.n_embd)
         self.feed_forward = nn.Sequential(
             nn.Linear(config.n_embd, 4 * config.n_embd),
-            nn.GELU(),
+            nn.GELU(),  # a smooth ReLU (arXiv:1606.08415)
             nn.Linear(4 * config.n_embd, config.n_embd),
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, cache=None, past=0):
+    def forward(self, x: Tensor, cache: Tensor | None = None, past: int = 0) -> Tensor:
         x = x + self.dropout(self.attention(self.norm_1(x), cache, past))
         x = x + self.dropout(self.feed_forward(self.norm_2(x)))
         return x
 
 
 class GPT(nn.Module):
-    """Takes ids of characters (B, T), returns the logits of what follows each, (B, T, V)."""
+    """Takes ids of tokens (B, T), returns the logits of the token that follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -225,38 +274,44 @@ class GPT(nn.Module):
         self.initialize()
 
     def initialize(self):
-        """As in GPT-2: biases 0, weights of deviation 0.02, over sqrt(2 n_layer) where they add to the stream."""
+        """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
+
+        In the layers that write to the residual stream, 2 n_layer of them, it is 0.02 / sqrt(2 n_layer). Then their sum
+        is as large in a deep network as in a shallow one.
+        """
         for name, parameter in self.named_parameters():
             if ".layer." in name:
-                continue  # a layer starts as it was made, as PyTorch Geometric's does
+                continue  # a layer keeps the weights it was made with: GAT's are PyTorch Geometric's
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 2:
-                adds = name.endswith(("projection.weight", "feed_forward.2.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if adds else 0.02)
+                writes = name.endswith(("projection.weight", "feed_forward.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)
 
-    def forward(self, ids, cache=None, past=0):
+    def forward(self, ids: Tensor, cache: Tensor | None = None, past: int = 0) -> Tensor:
         if past and ids.shape[1] > 1:
-            raise ValueError("a cache takes the first tokens together, and then one token at a time")
+            raise ValueError("a KV cache takes the whole prompt at first, and then one token at a time")
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)  # (T,)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[i], past)  # (B, T, C)
-        # The head is the token embedding (Press and Wolf, arXiv:1608.05859).
+        # Weight tying (arXiv:1608.05859): the output layer shares its weights with the token embedding.
         return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
 
-    def new_cache(self, B):
-        """Room for every block's h and a_src . h, of B windows: (n_layer, B, H, block_size, D + 1)."""
-        n_head, D = self.config.n_head, self.config.n_embd // self.config.n_head
-        return self.norm.weight.new_empty(self.config.n_layer, B, n_head, self.config.block_size, D + 1)
+    def new_cache(self, B: int) -> Tensor:
+        """Room for every block's h and a_src . h, for B texts: (n_layer, B, H, block_size, D + 1)."""
+        H, D = self.config.n_head, self.config.n_embd // self.config.n_head
+        weight = self.token_embedding.weight  # the cache has its device and its precision
+        return weight.new_empty(self.config.n_layer, B, H, self.config.block_size, D + 1)
 
 
 @torch.inference_mode()
-def generate(model, ids, max_new_tokens, **choice):
-    """Appends max_new_tokens tokens to ids (B, T), one at a time. `choice` is passed to sample_token.
+def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> Tensor:
+    """Appends max_new_tokens tokens to ids (B, T), one at a time. sampling: temperature, top_k, top_p, generator.
 
-    Keys and values are cached, so each token goes through the model once. When the window is full, a new one starts
-    from its last half. Sliding by one token would not do: cached keys and values still depend on the token that left.
+    The KV cache keeps the keys and values of the tokens before, so that only the new token goes through the model. When
+    the window is full, a new one starts with the last half of it, which goes through the model once more. Sliding the
+    window by one token would not do: cached keys and values still depend on the token that has left.
     """
     training = model.training
     model.eval()
@@ -269,7 +324,7 @@ def generate(model, ids, max_new_tokens, **choice):
             start, past = ids.shape[1] - (block_size + 1) // 2, 0
         logits = model(ids[:, start + past :], cache, past)[:, -1]  # (B, V), after the last token
         past = ids.shape[1] - start
-        ids = torch.cat((ids, sample_token(logits, **choice)), dim=1)
+        ids = torch.cat((ids, sample_token(logits, **sampling)), dim=1)
     model.train(training)
     return ids
 
@@ -277,72 +332,78 @@ def generate(model, ids, max_new_tokens, **choice):
 # ---------------------------------------------------------------- Training
 
 
-def loss_of(model, x, y, reduction="mean"):
-    """Cross-entropy in nats of predicting the next characters y (B, T) from x (B, T)."""
+def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
+    """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
+    # autocast computes matrix products in bfloat16, where that is fast, and the rest in float32.
     with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16"):
         logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction=reduction)
 
 
 @torch.inference_mode()
-def evaluate(model, data):
-    """Mean loss per character over the validation split, in nats (see Dataset.windows)."""
+def evaluate(model: nn.Module, data: Dataset) -> float:
+    """The mean loss of a character over the validation split, in nats. Each process evaluates its share of it."""
     model.eval()
-    losses, count = [], 0
+    losses, characters = [], 0
     for x, y in data.windows("val"):
-        losses.append(loss_of(model, x, y, "sum"))
-        count += data.characters(y)
+        losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
+        characters += data.characters(y)
     model.train()
-    return total(sum(loss.item() for loss in losses)) / total(count)  # over the processes, each with its share
+    return total(sum(loss.item() for loss in losses)) / total(characters)
 
 
-def orthogonalize(M, dtype):
+def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
     """For each matrix U S V^T of M (N, rows, columns), nearly U V^T: five Newton-Schulz iterations in `dtype`.
 
-    Each turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are. These
-    coefficients (Jordan et al. 2024) are steep at 0 rather than exact at 1: five take 0.002 to 1 into 0.68 to 1.21.
+    Each iteration turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are.
+    The coefficients are chosen to make small singular values grow fast, not to reach exactly 1: five iterations bring
+    everything from 0.002 to 1 between 0.68 and 1.21.
     """
     X = M.to(dtype)
     X = X.mT if M.shape[1] > M.shape[2] else X  # wide, so that X X^T is small
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # now no singular value is above 1
     for _ in range(5):
-        A = X @ X.mT
+        A = torch.bmm(X, X.mT)
         B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)  # -4.7750 A + 2.0315 A A
         X = torch.baddbmm(X, B, X, beta=3.4445)  # 3.4445 X + B X
     return X.mT if M.shape[1] > M.shape[2] else X
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along the orthogonalized mean of a matrix's gradients, so that all its directions learn at one pace.
+    """Steps along U V^T, where U S V^T is the averaged gradient of a weight matrix.
 
-    By Jordan et al. (2024), with weight decay and the scale of Liu et al. (arXiv:2502.16982): the root of an update's
-    mean square is about 0.2, as AdamW's, so that one learning rate suits both.
+    The gradient of a matrix is usually dominated by a few directions, those with large singular values S. Without S all
+    directions get a step of the same size. By Jordan et al. (2024), with the weight decay and the scale of Liu et al.
+    (arXiv:2502.16982): the root mean square of an update is about 0.2, as AdamW's is.
     """
 
     def __init__(self, matrices, weight_decay, dtype):
-        super().__init__(matrices, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": 0.95})
+        shapes = {}  # matrices of the same shape are stacked, so that one batched product does them all
+        for p in matrices:
+            shapes.setdefault(p.shape, []).append(p)
+        groups = [{"params": params} for params in shapes.values()]
+        super().__init__(groups, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": 0.95})
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            lr, momentum, alike = group["lr"], group["momentum"], {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    alike.setdefault(p.shape, []).append(p)
-                    if "momentum_buffer" not in self.state[p]:
-                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            for (rows, columns), params in alike.items():  # those of one shape together: few calls, large products
-                grads, means = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
-                torch._foreach_lerp_(means, grads, 1 - momentum)  # mean = 0.95 mean + 0.05 grad
-                ahead = torch._foreach_lerp(grads, means, momentum)  # Nesterov: the mean one step ahead
-                updates = orthogonalize(torch.stack(ahead), self.dtype)
-                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(params, updates.unbind(), alpha=-lr * 0.2 * math.sqrt(max(rows, columns)))
+            params, lr, momentum = group["params"], group["lr"], group["momentum"]
+            grads = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+            state = self.state[params[0]]  # of all matrices of this shape: (N, rows, columns)
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(grads)
+            mean = state["momentum_buffer"].lerp_(grads, 1 - momentum)  # 0.95 mean + 0.05 grads
+            nesterov = grads.lerp(mean, momentum)  # the mean one step ahead
+            updates = orthogonalize(nesterov, self.dtype)
+            scale = 0.2 * math.sqrt(max(grads.shape[1:]))
+            for p, update in zip(params, updates.unbind()):
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * scale)
 
 
 def make_optimizers(config, model):
-    """Muon has the hidden matrices, AdamW the rest: embeddings, the head, and whatever is no matrix."""
+    """Muon for the matrices in the blocks; AdamW for the rest: embeddings, biases, LayerNorms."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
@@ -356,17 +417,17 @@ def make_optimizers(config, model):
 
 
 def learning_rate_at(step, config):
-    """Rises linearly to `learning_rate` at step `warmup_iters`, then falls linearly to 0 after the last step."""
+    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0."""
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
     return config.learning_rate * min(rise, fall)
 
 
-def train(config, data, model):
+def train(config: Config, data: Dataset, model: nn.Module):
     optimizers = make_optimizers(config, model)
-    run = Run(config, data, model, *optimizers)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
+    run = Run(config, data, model, *optimizers)  # keeps the folder: losses, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model, dynamic=False) if config.compile else model
-    replica = run.replicate(compiled)  # under torchrun, averages gradients over processes; else the model itself
+    replica = run.replicate(compiled)  # under torchrun, averages gradients over the processes; else the model itself
     for step in run.steps():
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -375,11 +436,11 @@ def train(config, data, model):
         loss = 0
         for i in range(config.grad_accum):
             replica.require_backward_grad_sync = i == config.grad_accum - 1  # processes average once a step
-            x, y = data.batch("train")  # (B, T), (B, T)
-            part = loss_of(replica, x, y) / config.grad_accum
-            part.backward()
-            loss += part.detach()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            x, y = data.batch("train")  # (B, T) each; y is x one token further on
+            micro_loss = loss_of(replica, x, y) / config.grad_accum
+            micro_loss.backward()
+            loss += micro_loss.detach()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # all gradients together get a length of at most 1
         for optimizer in optimizers:
             optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
@@ -391,7 +452,7 @@ def train(config, data, model):
 
 
 def main(argv=None):
-    config = parse_config(Config, argv)
+    config = parse_config(Config, argv)  # flags, over a TOML file, over the defaults; the device is chosen
     torch.manual_seed(config.seed)
     data = Dataset(config)
     model = GPT(config, data.vocab_size).to(config.device)

@@ -1,43 +1,64 @@
-"""Rung 6: what has changed since GPT-2.
+"""Rung 7: what has changed since GPT-2.
 
-New against rung 5, in the model: rotary positions instead of learned ones; RMSNorm, of queries and keys too; ReLU
-squared; no biases; projections into the residual stream start at zero; a short convolution before attention and before
-the feed-forward; the head has weights of its own. In training: the learning rate stays at its highest before it falls,
-and the first windows are short. The papers are named beside the lines.
+New against rung 6, in the model:
+- rotary positions (RoPE) instead of position embeddings: queries and keys are rotated, so that a score depends on how
+  far apart two tokens are, which the model then need not learn for every pair of positions;
+- RMSNorm instead of LayerNorm, which does as well with less: no mean is subtracted and no gain is learned;
+- QK-norm: queries and keys are normalized too, so that no score can grow without bound;
+- ReLU squared instead of GELU: simpler, and a little better;
+- no biases, which do little once there are norms, and make fewer parameters and calls;
+- the layers that write to the residual stream start at 0, so that at first every block passes its input on;
+- an output layer with weights of its own: weight tying saves memory where there are 50,000 tokens, not with 65;
+- a short convolution before attention and before the feed-forward, so that a token knows its neighbours beforehand.
+In training: the learning rate stays at its highest for a while before it falls, and the first windows are short, since
+what is near is learned first. The papers are beside the code, and results/README.md says what each idea gains here.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data import DTYPES, Dataset, total
-from results import Flags, Run, option, parse_config, run_main, sample_token
+from results import SIZES, Flags, Run, option, parse_config, run_main, sample_token
 
 # ---------------------------------------------------------------- Config
 
 
 @dataclass
 class Config(Flags):
-    size: str = option("auto", "size of the model; auto: full on cuda, else small", choices=("auto", "small", "full"))
-    batch_size: int = option(16, "B: windows of text in a batch")
-    grad_accum: int = option(1, "batches in a step; their gradients are averaged")
-    block_size: int = option(256, "T: characters in a window, the context")
-    n_layer: int = option(3, "transformer blocks", full=6, within="[1, 1000)")
-    n_head: int = option(4, "H: attention heads", full=6)
-    n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels", full=384)
-    dropout: float = option(0.0, "fraction of activations set to 0 during training", full=0.2, within="[0, 1)")
-    optimizer: str = option("muon", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw"))
-    learning_rate: float = option(1e-2, "highest learning rate, after warm-up; for adamw try 3e-3", full=6e-3)
-    weight_decay: float = option(0.1, "weight decay of the hidden matrices", full=1.0)
+    batch_size: int = option(32, "B: windows of text in a batch")
+    block_size: int = option(128, "T: characters in a window, the context")
+    n_layer: int = option(3, "transformer blocks", within="[1, 1000)")
+    n_head: int = option(4, "H: attention heads")
+    n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels")
+    dropout: float = option(0.0, "fraction of activations set to 0 during training", within="[0, 1)")
+    learning_rate: float = option(1e-2, "highest learning rate, after warm-up; for adamw try 3e-3")
+    weight_decay: float = option(0.1, "weight decay of the blocks' matrices")
     warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", within="[0, 1e9)")
     warmdown_ratio: float = option(0.6, "last share of the steps, in which the learning rate falls", within="[0, 1]")
-    max_iters: int = option(900, "training steps", full=2000)
-    eval_interval: int = option(150, "steps between evaluations", full=250)
+    max_iters: int = option(600, "training steps")
+    eval_interval: int = option(100, "steps between evaluations")
+    optimizer: str = option("muon", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw"))
+    grad_accum: int = option(1, "batches in a step; their gradients are averaged")
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
+    size: str = option("auto", "small: the defaults; full: a GPU's; auto: full on cuda, else small", choices=SIZES)
+
+    full = dict(
+        batch_size=16,
+        block_size=256,
+        n_layer=6,
+        n_head=6,
+        n_embd=384,
+        dropout=0.2,
+        learning_rate=6e-3,
+        weight_decay=1.0,
+        max_iters=2000,
+        eval_interval=250,
+    )
 
     def __post_init__(self):
         if self.n_embd % (2 * self.n_head):
@@ -47,62 +68,63 @@ class Config(Flags):
 # ---------------------------------------------------------------- Model
 
 
-def norm(x):
+def norm(x: Tensor) -> Tensor:
     """RMSNorm (Zhang and Sennrich, arXiv:1910.07467) without a gain: x over the root of the mean of its squares."""
     return F.rms_norm(x, x.shape[-1:])
 
 
-def rotation_of(positions, D):
-    """Rotary positions (Su et al., arXiv:2104.09864): the cosines and sines by which each token is turned, (2, T, D).
+def rotation_of(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
+    """Rotary positions (Su et al., arXiv:2104.09864): the cosines and sines of the angles for each token, (T, D / 2).
 
-    Channels d and d + D / 2 are a pair, a point in the plane. Position p turns it by the angle p 10000^(-2d/D), so that
-    q . k depends on the distance between two tokens, not on where they stand.
+    Channels d and d + D / 2 are a pair, a point in the plane. Position p rotates it by the angle p 10000^(-2d/D). The
+    dot product of two rotated points depends on the difference of their angles alone, so q . k depends on the distance
+    between two tokens, not on where they are.
     """
-    exponents = torch.arange(0, 1, 2 / D, device=positions.device)[: D // 2]  # 2d/D; cut, as rounding may add one
-    angles = positions[:, None] * 10000**-exponents  # (T, D / 2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
+    frequencies = 10000 ** -(torch.arange(0, D, 2, device=positions.device) / D)  # (D / 2,)
+    angles = positions[:, None] * frequencies  # (T, D / 2)
+    return angles.cos(), angles.sin()
 
 
-def rotate(x, rotation):
-    """Turns each token of x (..., T, D) by its position: a pair (a, b) becomes (a cos - b sin, b cos + a sin)."""
-    cos, sin = rotation.to(x.dtype)  # the sines' first half is negative, the second positive
-    # Rolled by half, the pair (a, b) reads (b, a); times (-sin, sin) it is what the cosines leave to be added.
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates each token of x (..., T, D) by its position: a pair (a, b) becomes (a cos - b sin, b cos + a sin)."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class Convolution(nn.Module):
     """x_t + w_1 x_(t-1) + w_2 x_(t-2) + w_3 x_(t-3), each channel by itself. Takes and returns (B, T, C).
 
-    So a token knows its neighbours before it attends or computes (Canon layers, Allen-Zhu 2025, "Physics of Language
-    Models: Part 4.1"). A cache (B, 3, C) keeps the last three x; `past` is how many tokens came before.
+    These are the Canon layers of Allen-Zhu, "Physics of Language Models: Part 4.1" (2025, arXiv:2512.17351). The
+    weights start at 0, where the layer does nothing. A cache (B, 3, C) keeps the last three x of the tokens before.
     """
 
     def __init__(self, n_embd):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3, 1, n_embd))
 
-    def forward(self, x, cache=None, past=0):
+    def forward(self, x: Tensor, cache: Tensor | None = None, past: int = 0) -> Tensor:
         before = cache if past else x.new_zeros(x.shape[0], 3, x.shape[2])
         window = torch.cat((before, x), dim=1)  # (B, 3 + T, C)
         if cache is not None:
             cache.copy_(window[:, -3:])
         for k, w in enumerate(self.weight, 1):
-            x = torch.addcmul(x, window[:, 3 - k : -k], w)
+            x = torch.addcmul(x, window[:, 3 - k : -k], w)  # x_t + w_k x_(t-k)
         return x
 
 
 class ReLU2(nn.Module):
     """max(x, 0)^2 (So et al., arXiv:2109.08668)."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.relu(x).square()
 
 
 class Attention(nn.Module):
     """softmax(2 Q K^T / sqrt(D)) V over a graph's edges. Takes x (B, T, C), returns what each token read, (B, T, C).
 
-    A cache (2, B, H, block_size, D) keeps keys and values. x is then the first tokens, or the one after `past` others.
+    With a KV cache (2, B, H, block_size, D), x is either the whole prompt (past = 0), or one new token that follows
+    `past` others, whose keys and values are in the cache.
     """
 
     def __init__(self, config):
@@ -113,18 +135,22 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.n_embd, config.n_embd, bias=False)  # what it hands to those who read it
         self.projection = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x, rotation, cache=None, past=0):
+    def forward(self, x: Tensor, rotation: tuple, cache: Tensor | None = None, past: int = 0) -> Tensor:
         B, T, C = x.shape
-        # view splits the C channels into heads; transpose puts H before T, so that @ works head by head.
-        heads = (B, T, self.n_head, C // self.n_head)
-        q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
-        # QK-norm (Henry et al., arXiv:2010.04245): only directions count. That bounds the scores, so they are doubled.
+        # The C channels are split into H heads of D. H goes before T, so that @ works on each head by itself.
+        q = self.query(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        k = self.key(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        v = self.value(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        # QK-norm (Henry et al., arXiv:2010.04245): q . k / sqrt(D) is then at most sqrt(D). Twice that lets the softmax
+        # be sharper again. q and k are stacked, which halves the number of calls.
         q, k = rotate(norm(torch.stack((q, k))), rotation)  # (B, H, T, D) each
+        scale = 2 / math.sqrt(q.shape[-1])
         if cache is not None:
             cache[:, :, :, past : past + T] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + T]  # (B, H, past + T, D) each
-        read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=2 / q.size(-1) ** 0.5)  # (B, H, T, D)
-        return self.projection(read.transpose(1, 2).reshape(B, T, C))
+        # The adjacency is causal as before. One new token reads all others, so that it needs no mask.
+        read = F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=scale)  # (B, H, T, D)
+        return self.projection(read.transpose(1, 2).reshape(B, T, C))  # the heads, concatenated and mixed
 
 
 class Block(nn.Module):
@@ -142,15 +168,15 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, rotation, cache=None, past=0):
-        heads, recent = cache or (None, (None, None))
-        x = x + self.dropout(self.attention(self.conv_1(norm(x), recent[0], past), rotation, heads, past))
-        x = x + self.dropout(self.feed_forward(self.conv_2(norm(x), recent[1], past)))
+    def forward(self, x: Tensor, rotation: tuple, cache: tuple | None = None, past: int = 0) -> Tensor:
+        kv, last_1, last_2 = cache or (None, None, None)
+        x = x + self.dropout(self.attention(self.conv_1(norm(x), last_1, past), rotation, kv, past))
+        x = x + self.dropout(self.feed_forward(self.conv_2(norm(x), last_2, past)))
         return x
 
 
 class GPT(nn.Module):
-    """Takes ids of characters (B, T), returns the logits of what follows each, (B, T, V)."""
+    """Takes ids of tokens (B, T), returns the logits of the token that follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -162,34 +188,38 @@ class GPT(nn.Module):
         self.initialize()
 
     def initialize(self):
-        """Weights that add something start at 0 (Fixup, arXiv:1901.09321): each block begins as the identity."""
+        """The last layer of what adds to the residual stream starts at 0 (Fixup, arXiv:1901.09321), and so do the
+        convolutions: each block begins as the identity. The other weights have standard deviation 0.02."""
         for name, parameter in self.named_parameters():
             nn.init.normal_(parameter, std=0.02)
             if name.endswith(("projection.weight", "feed_forward.2.weight", "conv_1.weight", "conv_2.weight")):
                 nn.init.zeros_(parameter)
 
-    def forward(self, ids, cache=None, past=0):
+    def forward(self, ids: Tensor, cache: list | None = None, past: int = 0) -> Tensor:
         if past and ids.shape[1] > 1:
-            raise ValueError("a cache takes the first tokens together, and then one token at a time")
+            raise ValueError("a KV cache takes the whole prompt at first, and then one token at a time")
         positions = torch.arange(past, past + ids.shape[1], device=ids.device)  # (T,)
-        rotation = rotation_of(positions, self.config.n_embd // self.config.n_head)  # (2, T, D)
+        rotation = rotation_of(positions, self.config.n_embd // self.config.n_head)  # (T, D / 2) each
         x = self.dropout(self.token_embedding(ids))  # (B, T, C)
         for i, block in enumerate(self.blocks):
             x = block(x, rotation, None if cache is None else cache[i], past)  # (B, T, C)
         return self.head(norm(x))  # (B, T, V)
 
-    def new_cache(self, B):
-        """Room for each block's keys and values, (2, B, H, T, D), and its convolutions' last x, (2, B, 3, C)."""
-        H, T, C, new = self.config.n_head, self.config.block_size, self.config.n_embd, self.head.weight.new_empty
-        return [(new(2, B, H, T, C // H), new(2, B, 3, C)) for _ in self.blocks]
+    def new_cache(self, B: int) -> list:
+        """For each block an empty KV cache, (2, B, H, block_size, D), and room for what its convolutions keep."""
+        H, C = self.config.n_head, self.config.n_embd
+        weight = self.token_embedding.weight  # the cache has its device and its precision
+        kv, last = (2, B, H, self.config.block_size, C // H), (B, 3, C)
+        return [(weight.new_empty(kv), weight.new_empty(last), weight.new_empty(last)) for _ in self.blocks]
 
 
 @torch.inference_mode()
-def generate(model, ids, max_new_tokens, **choice):
-    """Appends max_new_tokens tokens to ids (B, T), one at a time. `choice` is passed to sample_token.
+def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> Tensor:
+    """Appends max_new_tokens tokens to ids (B, T), one at a time. sampling: temperature, top_k, top_p, generator.
 
-    Keys and values are cached, so each token goes through the model once. When the window is full, a new one starts
-    from its last half. Sliding by one token would not do: cached keys and values still depend on the token that left.
+    The KV cache keeps the keys and values of the tokens before, so that only the new token goes through the model. When
+    the window is full, a new one starts with the last half of it, which goes through the model once more. Sliding the
+    window by one token would not do: cached keys and values still depend on the token that has left.
     """
     training = model.training
     model.eval()
@@ -202,7 +232,7 @@ def generate(model, ids, max_new_tokens, **choice):
             start, past = ids.shape[1] - (block_size + 1) // 2, 0
         logits = model(ids[:, start + past :], cache, past)[:, -1]  # (B, V), after the last token
         past = ids.shape[1] - start
-        ids = torch.cat((ids, sample_token(logits, **choice)), dim=1)
+        ids = torch.cat((ids, sample_token(logits, **sampling)), dim=1)
     model.train(training)
     return ids
 
@@ -210,72 +240,78 @@ def generate(model, ids, max_new_tokens, **choice):
 # ---------------------------------------------------------------- Training
 
 
-def loss_of(model, x, y, reduction="mean"):
-    """Cross-entropy in nats of predicting the next characters y (B, T) from x (B, T)."""
+def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
+    """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
+    # autocast computes matrix products in bfloat16, where that is fast, and the rest in float32.
     with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16"):
         logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction=reduction)
 
 
 @torch.inference_mode()
-def evaluate(model, data):
-    """Mean loss per character over the validation split, in nats (see Dataset.windows)."""
+def evaluate(model: nn.Module, data: Dataset) -> float:
+    """The mean loss of a character over the validation split, in nats. Each process evaluates its share of it."""
     model.eval()
-    losses, count = [], 0
+    losses, characters = [], 0
     for x, y in data.windows("val"):
-        losses.append(loss_of(model, x, y, "sum"))
-        count += data.characters(y)
+        losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
+        characters += data.characters(y)
     model.train()
-    return total(sum(loss.item() for loss in losses)) / total(count)  # over the processes, each with its share
+    return total(sum(loss.item() for loss in losses)) / total(characters)
 
 
-def orthogonalize(M, dtype):
+def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
     """For each matrix U S V^T of M (N, rows, columns), nearly U V^T: five Newton-Schulz iterations in `dtype`.
 
-    Each turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are. These
-    coefficients (Jordan et al. 2024) are steep at 0 rather than exact at 1: five take 0.002 to 1 into 0.68 to 1.21.
+    Each iteration turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are.
+    The coefficients are chosen to make small singular values grow fast, not to reach exactly 1: five iterations bring
+    everything from 0.002 to 1 between 0.68 and 1.21.
     """
     X = M.to(dtype)
     X = X.mT if M.shape[1] > M.shape[2] else X  # wide, so that X X^T is small
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # now no singular value is above 1
     for _ in range(5):
-        A = X @ X.mT
+        A = torch.bmm(X, X.mT)
         B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)  # -4.7750 A + 2.0315 A A
         X = torch.baddbmm(X, B, X, beta=3.4445)  # 3.4445 X + B X
     return X.mT if M.shape[1] > M.shape[2] else X
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along the orthogonalized mean of a matrix's gradients, so that all its directions learn at one pace.
+    """Steps along U V^T, where U S V^T is the averaged gradient of a weight matrix.
 
-    By Jordan et al. (2024), with weight decay and the scale of Liu et al. (arXiv:2502.16982): the root of an update's
-    mean square is about 0.2, as AdamW's, so that one learning rate suits both.
+    The gradient of a matrix is usually dominated by a few directions, those with large singular values S. Without S all
+    directions get a step of the same size. By Jordan et al. (2024), with the weight decay and the scale of Liu et al.
+    (arXiv:2502.16982): the root mean square of an update is about 0.2, as AdamW's is.
     """
 
     def __init__(self, matrices, weight_decay, dtype):
-        super().__init__(matrices, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": 0.95})
+        shapes = {}  # matrices of the same shape are stacked, so that one batched product does them all
+        for p in matrices:
+            shapes.setdefault(p.shape, []).append(p)
+        groups = [{"params": params} for params in shapes.values()]
+        super().__init__(groups, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": 0.95})
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            lr, momentum, alike = group["lr"], group["momentum"], {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    alike.setdefault(p.shape, []).append(p)
-                    if "momentum_buffer" not in self.state[p]:
-                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            for (rows, columns), params in alike.items():  # those of one shape together: few calls, large products
-                grads, means = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
-                torch._foreach_lerp_(means, grads, 1 - momentum)  # mean = 0.95 mean + 0.05 grad
-                ahead = torch._foreach_lerp(grads, means, momentum)  # Nesterov: the mean one step ahead
-                updates = orthogonalize(torch.stack(ahead), self.dtype)
-                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(params, updates.unbind(), alpha=-lr * 0.2 * math.sqrt(max(rows, columns)))
+            params, lr, momentum = group["params"], group["lr"], group["momentum"]
+            grads = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+            state = self.state[params[0]]  # of all matrices of this shape: (N, rows, columns)
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(grads)
+            mean = state["momentum_buffer"].lerp_(grads, 1 - momentum)  # 0.95 mean + 0.05 grads
+            nesterov = grads.lerp(mean, momentum)  # the mean one step ahead
+            updates = orthogonalize(nesterov, self.dtype)
+            scale = 0.2 * math.sqrt(max(grads.shape[1:]))
+            for p, update in zip(params, updates.unbind()):
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * scale)
 
 
 def make_optimizers(config, model):
-    """Muon has the hidden matrices, AdamW the rest: embeddings, the head, and whatever is no matrix."""
+    """Muon for the matrices in the blocks; AdamW for the rest: embeddings, biases, LayerNorms."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
@@ -289,7 +325,7 @@ def make_optimizers(config, model):
 
 
 def learning_rate_at(step, config):
-    """A trapezoid (arXiv:2405.18392): rises linearly to `learning_rate`, stays there, falls linearly to 0."""
+    """A trapezoid (Hägele et al., arXiv:2405.18392): rises linearly to `learning_rate`, stays, falls linearly to 0."""
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.warmdown_ratio * config.max_iters)
     return config.learning_rate * min(rise, 1, fall)
@@ -298,17 +334,17 @@ def learning_rate_at(step, config):
 def context_at(step, config):
     """Sequence length warm-up (Li et al., arXiv:2108.06084): windows of block_size / 8, then / 4, then / 2, then whole.
 
-    Each of the short lengths gets a twelfth of the steps, and so many windows a batch that it has as many tokens.
+    Each of the short lengths gets a twelfth of the steps, in batches of more windows, with as many tokens.
     """
     doublings = min(3, 12 * (step - 1) // config.max_iters)
     return max(1, config.block_size >> (3 - doublings))
 
 
-def train(config, data, model):
+def train(config: Config, data: Dataset, model: nn.Module):
     optimizers = make_optimizers(config, model)
-    run = Run(config, data, model, *optimizers)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
+    run = Run(config, data, model, *optimizers)  # keeps the folder: losses, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model, dynamic=False) if config.compile else model
-    replica = run.replicate(compiled)  # under torchrun, averages gradients over processes; else the model itself
+    replica = run.replicate(compiled)  # under torchrun, averages gradients over the processes; else the model itself
     for step in run.steps():
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -317,11 +353,11 @@ def train(config, data, model):
         loss = 0
         for i in range(config.grad_accum):
             replica.require_backward_grad_sync = i == config.grad_accum - 1  # processes average once a step
-            x, y = data.batch("train", context_at(step, config))  # (B, T), (B, T)
-            part = loss_of(replica, x, y) / config.grad_accum
-            part.backward()
-            loss += part.detach()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            x, y = data.batch("train", context_at(step, config))  # (B, T) each; y is x one token further on
+            micro_loss = loss_of(replica, x, y) / config.grad_accum
+            micro_loss.backward()
+            loss += micro_loss.detach()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # all gradients together get a length of at most 1
         for optimizer in optimizers:
             optimizer.step()
         due = step % config.eval_interval == 0 or step == config.max_iters
@@ -333,7 +369,7 @@ def train(config, data, model):
 
 
 def main(argv=None):
-    config = parse_config(Config, argv)
+    config = parse_config(Config, argv)  # flags, over a TOML file, over the defaults; the device is chosen
     torch.manual_seed(config.seed)
     data = Dataset(config)
     model = GPT(config, data.vocab_size).to(config.device)

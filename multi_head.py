@@ -1,8 +1,9 @@
-"""Rung 3: several heads side by side, each reading for a purpose of its own.
+"""Rung 3: several heads side by side.
 
-New against rung 2: the C channels of queries, keys and values are split into H heads of D = C / H channels. Each head
-weighs the same graph in its own way: one may look at the character before, another for the last space. What the heads
-read is put side by side, and a projection mixes it.
+New against rung 2: the channels of the queries, keys and values are split into heads, and each head attends by itself.
+So a token can read from several places at once, each for another reason. The outputs of the heads are concatenated, and
+one more linear layer, the output projection, mixes them. A head has fewer channels, so all heads together cost no more
+than the one head did.
 
 Paper: Vaswani et al., "Attention Is All You Need" (2017, arXiv:1706.03762), section 3.2.2.
 """
@@ -11,10 +12,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data import Dataset, total
+from data import Dataset
 from results import Flags, Run, option, parse_config, run_main, sample_token
 
 # ---------------------------------------------------------------- Config
@@ -49,22 +50,24 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.n_embd, config.n_embd)  # what it hands to those who read it
         self.projection = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
-        # view splits the C channels into heads; transpose puts H before T, so that @ works head by head.
-        heads = (B, T, self.n_head, C // self.n_head)
-        q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, H, T, D) each
+        # The C channels are split into H heads of D. H goes before T, so that @ works on each head by itself.
+        q = self.query(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        k = self.key(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        v = self.value(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
         adjacency = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # (T, T)
-        # q . k sums D products, so its deviation grows with sqrt(D); undivided, softmax would settle on a single key.
+        # A score is a sum of D products, so its standard deviation grows like sqrt(D). Without the division, softmax
+        # would put nearly all weight on one key.
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
         scores = scores.masked_fill(~adjacency, -math.inf)
         weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         read = weights @ v  # (B, H, T, D)
-        return self.projection(read.transpose(1, 2).reshape(B, T, C))
+        return self.projection(read.transpose(1, 2).reshape(B, T, C))  # the heads, concatenated and mixed
 
 
 class LanguageModel(nn.Module):
-    """Takes ids of characters (B, T), returns the logits of what follows each, (B, T, V)."""
+    """Takes ids of tokens (B, T), returns the logits of the token that follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -74,7 +77,7 @@ class LanguageModel(nn.Module):
         self.attention = Attention(config)
         self.head = nn.Linear(config.n_embd, vocab_size)
 
-    def forward(self, ids):
+    def forward(self, ids: Tensor) -> Tensor:
         positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
         x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
         x = self.attention(x)  # (B, T, C)
@@ -82,13 +85,13 @@ class LanguageModel(nn.Module):
 
 
 @torch.inference_mode()
-def generate(model, ids, max_new_tokens, **choice):
-    """Appends max_new_tokens tokens to ids (B, T), one at a time. `choice` is passed to sample_token."""
+def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> Tensor:
+    """Appends max_new_tokens tokens to ids (B, T), one at a time. sampling: temperature, top_k, top_p, generator."""
     training = model.training
     model.eval()
     for _ in range(max_new_tokens):
         logits = model(ids[:, -model.config.block_size :])[:, -1]  # (B, V), after the last token
-        ids = torch.cat((ids, sample_token(logits, **choice)), dim=1)
+        ids = torch.cat((ids, sample_token(logits, **sampling)), dim=1)
     model.train(training)
     return ids
 
@@ -96,32 +99,31 @@ def generate(model, ids, max_new_tokens, **choice):
 # ---------------------------------------------------------------- Training
 
 
-def loss_of(model, x, y, reduction="mean"):
-    """Cross-entropy in nats of predicting the next characters y (B, T) from x (B, T)."""
+def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
+    """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
     logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
 
 
 @torch.inference_mode()
-def evaluate(model, data):
-    """Mean loss per character over the validation split, in nats (see Dataset.windows)."""
+def evaluate(model: nn.Module, data: Dataset) -> float:
+    """The mean loss of a character over the validation split, in nats."""
     model.eval()
-    losses, count = [], 0
+    loss, characters = 0.0, 0
     for x, y in data.windows("val"):
-        losses.append(loss_of(model, x, y, "sum"))
-        count += data.characters(y)
+        loss += loss_of(model, x, y, "sum").item()
+        characters += data.characters(y)
     model.train()
-    return total(sum(loss.item() for loss in losses)) / total(count)  # over the processes, each with its share
+    return loss / characters
 
 
-def train(config, data, model):
+def train(config: Config, data: Dataset, model: nn.Module):
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
-    run = Run(config, data, model, optimizer)  # keeps the folder: metrics, checkpoints, resumption, Ctrl-C
-    replica = run.replicate(model)  # under torchrun, averages gradients over processes; else the model itself
+    run = Run(config, data, model, optimizer)  # keeps the folder: losses, checkpoints, resumption, Ctrl-C
     for step in run.steps():
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / config.max_iters)
-        x, y = data.batch("train")  # (B, T), (B, T)
-        loss = loss_of(replica, x, y)
+        x, y = data.batch("train")  # (B, T) each; y is x one token further on
+        loss = loss_of(model, x, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,7 +136,7 @@ def train(config, data, model):
 
 
 def main(argv=None):
-    config = parse_config(Config, argv)
+    config = parse_config(Config, argv)  # flags, over a TOML file, over the defaults; the device is chosen
     torch.manual_seed(config.seed)
     data = Dataset(config)
     model = LanguageModel(config, data.vocab_size).to(config.device)

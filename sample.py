@@ -5,39 +5,40 @@ python sample.py results/pyg_free_gat --layers decay.py   # a run with a layer o
 """
 
 import os
+import pkgutil
 import runpy
+import sys
 from dataclasses import MISSING, dataclass
 
 import torch
 
-import bigram
-import block
-import gpt
-import gpt2
-import long_gat
-import modern_gpt
-import multi_head
-import pyg_free_gat
-import single_head
-import windowed_gpt
 from data import UserError, choose_device, tokenizer_of
 from results import Sampling, load_best, option, parse, run_main, sample_text
 from results.checkpoint import copy_into, fitting
 from results.options import saved_options
 
-# What a checkpoint may name: nothing else is ever built or imported because a file says so.
+# What a checkpoint may name, and where its model is. Nothing else is ever imported because a file says so.
 RUNGS = {
-    "bigram": (bigram, bigram.LanguageModel),
-    "single_head": (single_head, single_head.LanguageModel),
-    "multi_head": (multi_head, multi_head.LanguageModel),
-    "block": (block, block.LanguageModel),
-    "gpt": (gpt, gpt.GPT),
-    "modern_gpt": (modern_gpt, modern_gpt.GPT),
-    "pyg_free_gat": (pyg_free_gat, pyg_free_gat.GPT),
-    "windowed_gpt": (windowed_gpt, windowed_gpt.GPT),
-    "long_gat": (long_gat, long_gat.GPT),
-    "gpt2": (gpt2, gpt2.GPT2),
+    "bigram": "bigram:LanguageModel",
+    "single_head": "single_head:LanguageModel",
+    "multi_head": "multi_head:LanguageModel",
+    "block": "block:LanguageModel",
+    "transformer": "transformer:GPT",
+    "gpt": "gpt:GPT",
+    "modern_gpt": "modern_gpt:GPT",
+    "pyg_free_gat": "pyg_free_gat:GPT",
+    "windowed_gpt": "windowed_gpt:GPT",
+    "long_gat": "long_gat:GPT",
+    "gpt2": "gpt2:GPT2",
+    "gates": "studies.gates:GPT",
+    "modern_windows": "studies.modern_windows:GPT",
 }
+
+
+def rung(name):
+    """The module of a rung and the class of its model."""
+    model = pkgutil.resolve_name(RUNGS[name])
+    return sys.modules[model.__module__], model
 
 
 @dataclass(kw_only=True)
@@ -62,7 +63,7 @@ def load(folder, device, layers=""):
     try:
         if state["rung"] not in RUNGS:
             raise UserError(f"{folder}: a checkpoint of {state['rung']!r}, which is no rung of this ladder")
-        module, build = RUNGS[state["rung"]]
+        module, build = rung(state["rung"])
         layer = state["config"].get("layer")
         if layer and layer not in module.LAYERS:
             raise UserError(f"{folder}: its layer {layer!r} is unknown; --layers FILE runs the file that adds it")

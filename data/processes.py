@@ -24,18 +24,23 @@ def world_size():
     return distributed.get_world_size() if several() else 1
 
 
+def alone(why):
+    """Raises UserError if this is one of several processes: each would train the same run over the others."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if (number := os.environ.get(name, "1")) != "1":
+            raise UserError(f"{name}={number}: this is one of several processes; {why}")
+
+
 def join(device):
     """Meets the processes that torchrun started, if it did, and gives the device of this one; only rank 0 prints on.
 
-    They speak over gloo, tensors on CUDA over nccl. Raises UserError where each cannot have a device, or where the
-    processes were started by something else than torchrun and would train the same run over each other.
+    On CPUs they exchange tensors by the library gloo, on CUDA devices by nccl. Raises UserError where each cannot have
+    a device, or where the processes were started by something else than torchrun.
     """
     if several():
         return device
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
-        for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-            if (number := os.environ.get(name, "1")) != "1":
-                raise UserError(f"{name}={number}: one of several processes; start them as torchrun --nproc_per_node N")
+        alone("start them as torchrun --nproc_per_node N")
         return device
     local, kind = int(os.environ["LOCAL_RANK"]), device.split(":")[0]
     if kind == "mps":

@@ -6,6 +6,7 @@ from .flags import Parser as Parser
 from .flags import option as option
 from .flags import parse as parse
 from .main import run_main as run_main
+from .options import SIZES as SIZES
 from .options import Flags as Flags
 from .options import parse_config as parse_config
 from .run import Run as Run

@@ -11,13 +11,13 @@ WITHIN = {int: "[1, 1e9)", float: "[0, 1e30)"}  # the range of a number, if its 
 ENDS = {"[": "at least", "(": "above", "]": "at most", ")": "below"}
 
 
-def option(default, meaning, *, full=None, choices=None, within=None):
+def option(default, meaning, *, choices=None, within=None):
     """A dataclass field that is a flag; `--help` shows its meaning, its default and its range.
 
-    default: MISSING if the flag is required. full: the default under `--size full`. choices: the values it may have.
-    within: the range of a number in mathematical notation, like "[0, 1)" for at least 0 and below 1.
+    default: MISSING if the flag is required. choices: the values it may have. within: the range of a number in
+    mathematical notation, like "[0, 1)" for at least 0 and below 1.
     """
-    return field(default=default, metadata=dict(meaning=meaning, full=full, choices=choices, within=within))
+    return field(default=default, metadata=dict(meaning=meaning, choices=choices, within=within))
 
 
 def parse(cls, argv=None):
@@ -44,7 +44,7 @@ def read_flags(cls, argv, add_config=False, add_help=True):
     if add_config:
         parser.add_argument("--config", metavar="FILE.toml", help="read options from this file; flags override them")
     for f in fields(cls):
-        how = {"help": help_of(f).replace("%", "%%")}
+        how = {"help": help_of(f, getattr(cls, "full", {})).replace("%", "%%")}
         if f.type is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, **how)
         elif f.default is MISSING:
@@ -61,13 +61,13 @@ def read_flags(cls, argv, add_config=False, add_help=True):
     return vars(given)
 
 
-def help_of(f):
-    """What `--help` says of a field: "decoder blocks (default: 3; with --size full: 6)"."""
+def help_of(f, full):
+    """What `--help` says of a field: "transformer blocks (default: 3; with --size full: 6)"."""
     said = [] if f.default in ("", MISSING) else [f"default: {f.default}"]
     if f.type is bool:
         said = [f"default: {'on' if f.default else 'off'}"]
-    if f.metadata["full"] is not None:
-        said.append(f"with --size full: {f.metadata['full']}")
+    if f.name in full:
+        said.append(f"with --size full: {full[f.name]}")
     if f.metadata["within"]:
         said.append(in_words(f.metadata["within"]))
     return f.metadata["meaning"] + (f" ({'; '.join(said)})" if said else "")

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from data import UserError, choose_device, choose_dtype
-from data.processes import join, several
+from data.processes import alone, join, several
 
 from .checkpoint import load_checkpoint
 from .flags import build, option, read_flags
 
 # The options that a resumed run may change.
 MAY_CHANGE = {"max_iters", "eval_interval", "device", "dtype", "compile", "data", "out", "resume"}
+SIZES = ("auto", "small", "full")
 FORMER = {"mfu"}  # options that runs of earlier versions have and that computed nothing
 
 
@@ -53,7 +54,10 @@ def parse_config(cls, argv=None):
         given = resumed(given, before)
     names = {f.name for f in fields(cls)}
     given["device"], why = choose_device(given.get("device", "auto"))
-    given["device"] = join(given["device"])
+    if "grad_accum" in names:
+        given["device"] = join(given["device"])
+    else:
+        alone(f"{rung_of(cls)}.py knows only one, gpt.py knows several")
     why = f"device {given['device']} ({why})"
     if "dtype" in names:
         given["dtype"], why_dtype = choose_dtype(given.get("dtype", "auto"), given["device"])
@@ -62,7 +66,7 @@ def parse_config(cls, argv=None):
         if given.get("size", "auto") == "auto":
             given["size"] = "full" if given["device"].startswith("cuda") else "small"
         if given["size"] == "full":
-            given = {f.name: f.metadata["full"] for f in fields(cls) if f.metadata["full"] is not None} | given
+            given = cls.full | given
     config = build(cls, given)
     config.argv = argv
     if given.get("compile"):

@@ -244,14 +244,16 @@ class Run:
                 raise UserError(f"{self.folder}: this run was trained on another text")
             if [type(saved[name]) for name in ("step", "losses", "optimizers")] != [int, list, list]:
                 raise TypeError("its step, its losses or its optimizers are of another type")
-            rows, losses = columns_of(saved["metrics"]), [float(loss) for loss in saved["losses"]]
+            if "drawn" not in saved:
+                raise UserError(
+                    f"{self.folder}: this run is from before version 1.0; sample.py can use it, --resume not"
+                )
+            losses = [float(loss) for loss in saved["losses"]]
+            columns_of(saved["metrics"])
             for optimizer, its in zip(self.optimizers, saved["optimizers"], strict=True):
                 make_state(optimizer, its["state"])
             ours = {name: part for name, part in self.state().items() if name not in ("config", "tokenizer", "losses")}
             theirs = {
-                # Two parts that checkpoints from before version 1.0 do not have.
-                "drawn": int(saved["step"] * rows["tokens"][-1] / rows["step"][-1]),
-                "best": min((loss for loss in rows["val_loss"] if loss is not None), default=math.inf),
                 **{name: saved[name] for name in saved if name in ours},
                 "optimizers": [{"state": its["state"]} for its in saved["optimizers"]],
                 "generators": {name: saved["generators"].get(name) for name in ours["generators"]},

@@ -1,1 +1,11 @@
-"""What is asked of the rungs: each file is a question and a command. measure.py is what the timing studies share."""
+"""What is asked of the rungs. Each file is a question and a command, `python -m studies.NAME`.
+
+How good?     ablation: what each idea of modern_gpt.py gains. tables: writes the tables of both READMEs anew.
+              gates, modern_windows, maximum: ideas that were tried, each a run like any other.
+How fast?     speed: a step of every rung. contexts: with longer windows. texts: with longer texts. writing: sampling.
+              graph_attention: beside PyTorch Geometric. windows: of windowed_gpt.py. lengths: of long_gat.py.
+              race: beside nanoGPT. They share measure.
+To look at    pictures: those of the READMEs. page: the ladder as one page for a browser.
+To build on   pyg: any convolution of PyTorch Geometric as the attention of a GPT.
+              reproduce.sh: every published run, by its command.
+"""

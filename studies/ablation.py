@@ -23,7 +23,7 @@ import windowed_gpt
 from data import Dataset, choose_dtype
 from results import option, parse, run_main
 from results.plot import RESULTS
-from studies.measure import by_turns
+from studies.measure import by_turns, train_step
 
 PUBLISHED, REPRODUCED = RESULTS / "published", RESULTS / "reproduced"
 LOSSES, PACES = "ablation.csv", "ablation_seconds.csv"
@@ -118,11 +118,11 @@ class SoftWindow(windowed_gpt.SoftWindow):
     def forward(self, x, rotation, cache=None, past=0):
         linears = (self.query, self.key, self.value)
         q, k, v = (f(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for f in linears)  # (B, H, T, D) each
-        q, k = modern_gpt.rotate(modern_gpt.norm(torch.stack((q, k))), rotation)
+        q, k = (modern_gpt.rotate(modern_gpt.norm(part), rotation) for part in (q, k))
         if cache is not None:
             cache[:, :, :, past : past + x.shape[1]] = torch.stack((k, v))
             k, v = cache[:, :, :, : past + x.shape[1]]
-        read, _ = self.attend(x, 2 * q, k, v, past)  # modern_gpt.py's scores are twice as large
+        read = self.attend(x, 2 * q, k, v, past)  # modern_gpt.py's scores are twice as large
         return self.projection(read.transpose(1, 2).flatten(2))
 
 
@@ -173,12 +173,7 @@ def trainer(row, seed, **sizes):
                 group["lr"] = rate_at(number, config)
         warm_up = "+ sequence length warm-up" in adopted
         x, y = data.batch("train", modern_gpt.context_at(number, config) if warm_up else None)
-        loss = modern_gpt.loss_of(model, x, y)
-        model.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        train_step(modern_gpt, model, optimizers, x, y)
 
     return model, data, step
 

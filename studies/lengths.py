@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from data.files import write_output
-from long_gat import StaticAttention
+from long_gat import StaticAttention, dense_attention
 from results import option, parse, run_main
 from results.plot import MADE_BY, RESULTS, picture
 from studies import measure
@@ -40,12 +40,6 @@ class Flags(measure.Flags):
             self.longest = 512
         if not Path(self.out).is_dir():
             raise ValueError(f"--out {self.out}: is no folder")
-
-
-def dense(s, t, V, slope):
-    """GAT as it is written, with its T x T scores."""
-    scores = F.leaky_relu(s[:, :, None] + t[:, None], slope)
-    return scores.masked_fill(torch.ones_like(scores[0], dtype=torch.bool).triu(1), -math.inf).softmax(dim=-1) @ V
 
 
 def graph_attention(attend, T):
@@ -84,16 +78,11 @@ def timed(forward, parts, flags):
     return once if flags.forward else both
 
 
-def tables(longest):
-    lengths = [2**n for n in range(8, longest.bit_length())]
-    return {
-        f"T = {T:,}": {
-            "long_gat.py": graph_attention(StaticAttention.apply, T),
-            "dot product, fused kernel": dot_product(T),
-            **({"GAT, dense": graph_attention(dense, T)} if 4 * H * T * T < 4e9 else {}),
-        }
-        for T in lengths
-    }
+def table(T):
+    cases = {"long_gat.py": graph_attention(StaticAttention.apply, T), "dot product, fused kernel": dot_product(T)}
+    if 4 * H * T * T < 4e9:
+        cases["GAT, dense"] = graph_attention(dense_attention, T)
+    return {f"T = {T:,}": cases}
 
 
 def draw(path, found):
@@ -121,10 +110,11 @@ def main(argv=None):
     flags, found = parse(Flags, argv), {}
 
     def measured():
-        for title, seconds, columns in measure.compare(partial(tables, flags.longest), flags):
-            for side, times in seconds.items():
-                found.setdefault(side, {})[int(title[4:].replace(",", ""))] = statistics.median(times)
-            yield title, seconds, columns
+        for T in (2**n for n in range(8, flags.longest.bit_length())):
+            for title, seconds, columns in measure.compare(partial(table, T), flags):
+                for side, times in seconds.items():
+                    found.setdefault(side, {})[T] = statistics.median(times)
+                yield title, seconds, columns
 
     measure.report(flags, measured())
     draw(Path(flags.out) / "lengths.png", found)

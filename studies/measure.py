@@ -23,11 +23,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import nn
 
+import sample
 from data import UserError, choose_device, choose_dtype
 from results import option, parse
+from results.main import line_of
 from results.run import machine
-from sample import RUNGS
 
 # ---------------------------------------------------------------- What is measured
 
@@ -48,12 +50,12 @@ QUICK = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2)
 
 def full_sizes(name):
     """The options that `--size full` sets in a rung; none in a rung that has one size."""
-    return {f.name: f.metadata["full"] for f in fields(RUNGS[name][0].Config) if f.metadata["full"] is not None}
+    return getattr(sample.rung(name)[0].Config, "full", {})
 
 
 def model_of(name, flags, **options):
     """A rung's module and its model on the device. Its sizes are the defaults for a CPU, but for `options`."""
-    rung, build = RUNGS[name]
+    rung, build = sample.rung(name)
     known = {f.name for f in fields(rung.Config)}
     if flags.quick:
         options |= {option: size for option, size in QUICK.items() if option in known}
@@ -61,6 +63,26 @@ def model_of(name, flags, **options):
     if "dtype" in known:
         config.dtype, _ = choose_dtype(config.dtype, flags.device)
     return rung, build(config, 65).to(flags.device)
+
+
+def optimizers_of(rung, model):
+    """The optimizers with which a rung trains its model."""
+    if hasattr(rung, "make_optimizers"):
+        return rung.make_optimizers(model.config, model)
+    if hasattr(rung, "make_optimizer"):
+        return [rung.make_optimizer(model.config, model)]
+    return [torch.optim.AdamW(model.parameters(), fused=True)]
+
+
+def train_step(rung, model, optimizers, x, y):
+    """One step of training, as in the rung's train()."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    rung.loss_of(model, x, y).backward()
+    if hasattr(rung, "learning_rate_at"):  # the first rungs do not clip
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 # ---------------------------------------------------------------- Time
@@ -165,8 +187,10 @@ def compare(tables, flags, memory=True):
             try:
                 call = case(flags)
                 tokens[name], calls[name] = call(), call
-            except Exception as error:  # no compiler, no memory: the others are measured all the same
-                print(f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+            except Exception as error:
+                if not (said := line_of(error)[0]):  # no compiler, no memory: the others are measured all the same
+                    raise
+                print(f"{name}: {said}", file=sys.stderr)
         seconds, columns = by_turns(calls, flags.rounds, flags.device), {}
         if any(tokens.values()):
             pace = {name: (tokens[name] or 0) / statistics.median(seconds[name]) for name in seconds}

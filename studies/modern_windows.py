@@ -1,15 +1,26 @@
 """modern_gpt.py with the soft windows of windowed_gpt.py, a run like any other: python -m studies.modern_windows
 
-Its flags are those of modern_gpt.py. sample.py does not know the windows, and refuses its checkpoint.
+Its flags are those of modern_gpt.py.
 """
 
+from dataclasses import dataclass
+
+import torch
+
 import modern_gpt
-from results import run_main
+from data import Dataset
+from modern_gpt import generate as generate
+from results import parse_config, run_main
 from studies.ablation import soft_windows
 
 
+@dataclass
+class Config(modern_gpt.Config):
+    pass
+
+
 class GPT(modern_gpt.GPT):
-    """Takes ids of tokens (B, T), returns the logits of what follows each, (B, T, V)."""
+    """Takes ids of tokens (B, T), returns the logits of the token that follows each, (B, T, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__(config, vocab_size)
@@ -17,8 +28,10 @@ class GPT(modern_gpt.GPT):
 
 
 def main(argv=None):
-    modern_gpt.GPT = GPT
-    modern_gpt.main(argv)
+    config = parse_config(Config, argv)
+    torch.manual_seed(config.seed)
+    data = Dataset(config)
+    modern_gpt.train(config, data, GPT(config, data.vocab_size).to(config.device))
 
 
 if __name__ == "__main__":

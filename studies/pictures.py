@@ -11,11 +11,9 @@ place in the window. The last four need the checkpoints that `bash studies/repro
 results/reproduced/.
 """
 
-import contextlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest import mock
 
 import torch
 from matplotlib.colors import ListedColormap
@@ -23,16 +21,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-import pyg_free_gat
 import sample
+import transformer
 from data import BPETokenizer, Dataset, UserError
 from data.corpus import tinyshakespeare
 from data.files import write_output
-from pyg_free_gat import GAT, GATv2
+from pyg_free_gat import GAT, GATv2, GraphAttention
 from results import option, parse, run_main
 from results.plot import COLOURS, MADE_BY, RESULTS, picture
-from windowed_gpt import HardWindow, SoftWindow
+from windowed_gpt import HardWindow
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 TEXT = "Good morrow, neighbour Baptista."
@@ -172,45 +171,80 @@ def note(axes, head, text):
 # ---------------------------------------------------------------- What trained heads attend to
 
 
-@contextlib.contextmanager
-def recorded(full=False):
-    """A list of the attention weights (B, H, T, T) of all layers that run inside; full: as if all read all."""
-    weights, aggregate, adjacency_of = [], pyg_free_gat.GraphAttention.aggregate, pyg_free_gat.adjacency_of
+class Attended(TorchFunctionMode):
+    """Notes the attention weights (B, H, T, T) of each call of the fused kernel inside, which gives none itself.
 
-    def dot_product(q, k, v, adjacency=None, is_causal=False, scale=None):
-        scores = q @ k.mT * (scale or q.shape[-1] ** -0.5)
-        if adjacency is None:
-            adjacency = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-        if adjacency.dtype == torch.bool:
-            adjacency = torch.zeros_like(scores).masked_fill(~adjacency, -math.inf)
-        weights.append((scores if full else scores + adjacency).softmax(-1))
-        return weights[-1] @ v
+    full: as if every token read from all.
+    """
 
-    def graph(self, scores, values, adjacency):
-        weights.append(scores.softmax(-1))
-        return aggregate(self, scores, values, adjacency)
+    def __init__(self, full=False):
+        super().__init__()
+        self.full, self.weights = full, []
 
-    def edges(graph, positions):
-        return adjacency_of(graph, positions) | full
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.scaled_dot_product_attention:
+            weights, read = written_out(*args, **kwargs or {}, full=self.full)
+            self.weights.append(weights)
+            return read
+        return function(*args, **kwargs or {})
 
-    with (
-        mock.patch.object(F, "scaled_dot_product_attention", dot_product),
-        mock.patch.object(pyg_free_gat.GraphAttention, "aggregate", graph),
-        mock.patch.object(pyg_free_gat, "adjacency_of", edges),
-        mock.patch.object(HardWindow, "block", 2**20),  # all queries at once
-        torch.inference_mode(),
-    ):
-        yield weights
+
+class WrittenOut(TorchFunctionMode):
+    """Notes the attention weights (B, H, T, T) that transformer.py computes, which has no fused kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if function is torch.Tensor.softmax:
+            self.weights.append(out)
+        return out
+
+
+def written_out(q, k, v, mask=None, is_causal=False, scale=None, full=False):
+    """Attention without the fused kernel: the weights (B, H, T, S), and what is read by them (B, H, T, D)."""
+    scores = q @ k.mT * (scale or q.shape[-1] ** -0.5)
+    if is_causal and not full:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None and mask.dtype != torch.bool:
+        scores = scores + mask
+    elif mask is not None and not full:
+        scores = scores.masked_fill(~mask, -math.inf)
+    weights = scores.softmax(-1)
+    return weights, weights @ v
+
+
+@torch.inference_mode()
+def attend(model, ids, full=False):
+    """The attention weights of each layer of a GPT over ids (1, T), a list of (1, H, T, T)."""
+
+    def note(layer, args, kwargs, _):
+        x, adjacency = args
+        adjacency = torch.ones_like(adjacency) if full else adjacency
+        found.append(layer.forward(x, adjacency, return_attention_weights=True)[1])
+
+    with WrittenOut() if isinstance(model, transformer.GPT) else Attended(full) as attended:
+        found, hooks = attended.weights, []
+        for block in model.blocks:
+            if isinstance(getattr(block.attention, "layer", None), GraphAttention):
+                hooks.append(block.attention.layer.register_forward_hook(note, with_kwargs=True))
+            elif isinstance(block.attention, HardWindow):
+                block.attention.block = ids.shape[1]  # all queries in one call
+        model.eval()(ids)
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def weights_of(run, text, full=False, layers=""):
     """The attention weights of a run's model over a text, a list of (H, T, T), one a block, and its T last tokens."""
     _, model, tokenizer = sample.load(run, "cpu", layers)
     ids, T = tokenizer.encode(text).long(), model.config.block_size
-    with recorded(full) as weights:
-        model.eval()(ids[None, -T:])
+    weights = attend(model, ids[None, -T:], full) if hasattr(model, "blocks") else []
     if not weights:
-        raise UserError(f"{run}: no weights to draw; the GPTs have them, but for long_gat.py and --layer mean and max")
+        raise UserError(f"{run}: no weights to draw; the GPTs have them, but for long_gat.py and --layer mean")
     return [w[0] for w in weights], texts_of(tokenizer, ids)[-T:]
 
 
@@ -252,19 +286,16 @@ def draw_rankings(runs, text):
     return figure
 
 
+@torch.inference_mode()
 def windows_of(model):
     """The window sizes of a model of windowed_gpt.py over the validation text, (queries, H) for each block."""
-    slope, windows = SoftWindow.slope, {block.attention: [] for block in model.blocks}
-
-    def noted(self, x):
-        slopes = slope(self, x)  # (B, H, T, 1)
-        windows[self].append((1 / slopes)[..., 0].transpose(1, 2).flatten(0, 1))
-        return slopes
-
-    with mock.patch.object(SoftWindow, "slope", noted), torch.inference_mode():
-        for x, _ in Dataset(replace(model.config, device="cpu")).windows("val"):
-            model.eval()(x)
-    return [torch.cat(parts) for parts in windows.values()]
+    windows = []
+    for block in model.blocks:
+        windows.append([])
+        block.attention.window.register_forward_hook(lambda _, x, u, found=windows[-1]: found.append(u.flatten(0, 1)))
+    for x, _ in Dataset(replace(model.config, device="cpu")).windows("val"):
+        model.eval()(x)
+    return [1 + model.config.block_size / 2 * torch.cat(u).exp() for u in windows]
 
 
 def draw_windows(runs):

@@ -11,15 +11,15 @@ torch.optim.Muon would, which multiplies in bfloat16 whatever the processor is f
 """
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import choose_dtype
 from results import run_main
+from results.options import try_compiler
 from sample import RUNGS
 from studies import measure
-from studies.measure import full_sizes, model_of
+from studies.measure import full_sizes, model_of, optimizers_of, train_step
 
 
 def training_step(name, compile=False, **options):
@@ -27,23 +27,17 @@ def training_step(name, compile=False, **options):
 
     def case(flags):
         rung, model = model_of(name, flags, **options)
-        config = model.config
+        optimizers = optimizers_of(rung, model)
+        if compile:
+            try_compiler(flags.device)
         compiled = torch.compile(model) if compile else model
-        recipe = hasattr(rung, "make_optimizers")  # the first rungs have plain AdamW and do not clip
-        optimizers = (
-            rung.make_optimizers(config, model) if recipe else [torch.optim.AdamW(model.parameters(), fused=True)]
-        )
-        ids = torch.randint(65, (config.batch_size, config.block_size + 1), device=flags.device)
+        B, T = model.config.batch_size, model.config.block_size
+        ids = torch.randint(65, (B, T + 1), device=flags.device)
         operations = training_flops(model, ids[:, 1:])
 
         def call():
-            model.zero_grad()
-            rung.loss_of(compiled, ids[:, :-1], ids[:, 1:]).backward()
-            if recipe:
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-            return config.batch_size * config.block_size
+            train_step(rung, compiled, optimizers, ids[:, :-1], ids[:, 1:])
+            return B * T
 
         call.operations = operations
         return call
@@ -91,7 +85,7 @@ def muon_alone(name, of_torch=False, **options):
 
 
 def tables():
-    rungs = [name for name in RUNGS if name != "gpt2"]  # which has the sizes of its weights
+    rungs = [name for name, where in RUNGS.items() if where.startswith(name) and name != "gpt2"]  # those of the ladder
     full = {name: full_sizes(name) for name in rungs}
     product = {"one large matrix product": matrix_product}
     small = {f"{name}.py": training_step(name) for name in rungs}

@@ -9,15 +9,14 @@ steps, and the characters that it is over. Memory is measured on Linux alone.
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-
-from torch import nn
 
 import gpt
 from data import Dataset, choose_dtype
 from results import parse, run_main
 from studies import measure
-from studies.measure import QUICK, resident, timed
+from studies.measure import QUICK, resident, timed, train_step
 
 SIZES = {"10 MB": 10**7, "100 MB": 10**8, "1 GB": 10**9}
 
@@ -44,16 +43,8 @@ def measured(size, flags, answer):
         memory = f"{(resident('VmHWM') - before) / 1e6:,.0f}" if sys.platform == "linux" else ""
     (data,) = found
     model = gpt.GPT(config, data.vocab_size).to(flags.device)
-    optimizers = gpt.make_optimizers(config, model)
-
-    def step():
-        model.zero_grad()
-        gpt.loss_of(model, *data.batch("train")).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-
-    steps = min(timed(step, flags.device) for _ in range(5))
+    step = partial(train_step, gpt, model, gpt.make_optimizers(config, model))
+    steps = min(timed(lambda: step(*data.batch("train")), flags.device) for _ in range(5))
     evaluation = timed(lambda: gpt.evaluate(model, data), flags.device)
     over = sum(y.numel() for _, y in data.windows("val"))
     answer.send((seconds, memory, f"{1000 * steps:,.0f}", f"{evaluation:,.1f}", f"{over:,}"))

@@ -2,7 +2,7 @@
 
 python -m studies.windows
 
-The first table is a step of training of windowed_gpt.py at its default sizes, for each --attention. Then comes
+The first table is a step of training of windowed_gpt.py and of studies/gates.py at default sizes. Then comes
 attention alone, forward and backward, over 4,096 characters in texts of T: the fused kernel without windows, soft
 windows, and hard ones of T/16 and of T tokens in the median. Hard windows come twice: in blocks of queries that skip
 what no window reaches, and whole. The columns: the median time, its range over the rounds, the ratio to the first row,
@@ -19,6 +19,7 @@ from studies import measure
 from studies.speed import training_step
 from windowed_gpt import ATTENTIONS, Attention, Config, HardWindow, SoftWindow
 
+GATES = ("head_gate", "location_mlp", "location_gate")
 CONTEXTS = (512, 1024, 2048, 4096)
 
 
@@ -35,7 +36,7 @@ def attention(kind, T, window=None, whole=False):
         x = torch.randn(4096 // T, length, 192, device=flags.device, requires_grad=True)
 
         def call():
-            layer(x)[0].backward(x)
+            layer(x).backward(x)
 
         return call
 
@@ -44,6 +45,7 @@ def attention(kind, T, window=None, whole=False):
 
 def tables():
     steps = {f"--attention {name}": training_step("windowed_gpt", attention=name) for name in ATTENTIONS}
+    steps |= {f"studies.gates --attention {name}": training_step("gates", attention=name) for name in GATES}
     costs = {"A step of training": {"gpt.py": training_step("gpt"), **steps}}
     for T in CONTEXTS:
         costs[f"Attention alone, forward and backward, 4,096 characters in texts of {T:,}"] = {

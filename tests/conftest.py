@@ -2,7 +2,6 @@
 
 import csv
 import http.server
-import importlib
 import multiprocessing
 import os
 import random
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import results.run
+import sample
 from data import Dataset
 
 torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
@@ -28,7 +28,7 @@ results.run.SAMPLE_LENGTH = 30  # most of a tiny run would be its sample
 
 ROOT = Path(__file__).parents[1]
 GPTS = ["gpt", "modern_gpt", "pyg_free_gat", "windowed_gpt", "long_gat"]
-RUNGS = ["bigram", "single_head", "multi_head", "block", *GPTS]
+RUNGS = ["bigram", "single_head", "multi_head", "block", "transformer", *GPTS]
 CACHED = ["gpt", "modern_gpt", "windowed_gpt", "long_gat"]
 PROSE = """Der Löwe brüllt, 12345 mal: „Hörst du's?“  I'll say what they've said; it's 3½ o'clock.
 Ἐν ἀρχῇ ἦν ὁ λόγος, καὶ ὁ λόγος ἦν.\tВсе счастливые семьи похожи друг на друга.\r\n\n\n  日本語の文章、一二三。
@@ -43,8 +43,10 @@ def tiny_flags(rung):
         sizes["n_embd"] = 16
     if rung not in ("bigram", "single_head"):
         sizes["n_head"] = 2
-    if rung in GPTS:
-        sizes |= {"n_layer": 2, "dropout": 0.1, "dtype": "float32"}
+    if rung in (*GPTS, "transformer", "gates", "modern_windows"):
+        sizes |= {"n_layer": 2, "dropout": 0.1}
+    if rung in (*GPTS, "gates", "modern_windows"):
+        sizes |= {"dtype": "float32"}
     return sizes
 
 
@@ -54,10 +56,8 @@ def argv_of(**options):
 
 def build(rung, vocab_size=65, **sizes):
     """A rung's model at its tiny sizes, or those given."""
-    module = importlib.import_module(rung)
-    config = module.Config(**tiny_flags(rung) | sizes)
-    model = module.GPT if hasattr(module, "GPT") else module.LanguageModel
-    return model(config, vocab_size)
+    module, model = sample.rung(rung)
+    return model(module.Config(**tiny_flags(rung) | sizes), vocab_size)
 
 
 def far_from_start(model, std=0.5):
@@ -94,7 +94,7 @@ def train_tiny(rung, text, out, *flags, picture=False, **options):
     with pytest.MonkeyPatch.context() as patch:
         if not picture:
             patch.setattr("results.plot.plot", lambda folders: Figure())  # to draw one takes longer than to train
-        importlib.import_module(rung).main([*argv_of(**options), "--device=cpu", *flags])
+        sample.rung(rung)[0].main([*argv_of(**options), "--device=cpu", *flags])
     return torch.load(out / "checkpoint.pt", weights_only=True)
 
 

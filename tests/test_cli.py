@@ -1,6 +1,5 @@
 """The command line: what help shows, what overrides what, and one line for whatever does not fit."""
 
-import importlib
 import os
 import runpy
 import sys
@@ -163,7 +162,8 @@ BAD_OTHERS = {
         ("--graph=window:0", "--graph window:0: must be"),
         ("--graph=causal:3", "--graph causal:3: must be"),
     ],
-    "windowed_gpt": [("--attention=head_gate --n_head=1", "--n_head 1 is too few")],
+    "windowed_gpt": [("--attention=head_gate", "must be one of plain, soft_window, hard_window")],
+    "gates": [("--attention=head_gate --n_head=1", "--n_head 1 is too few")],
 }
 BAD_SAMPLE = [
     ("", "the following arguments are required: run"),
@@ -248,7 +248,7 @@ def check_error(workplace, main, flags, message):
 
 def check_rung(workplace, rung, flags, message):
     usual = ["--data=corpus.txt", "--out=new", "--block_size=16", "--device=cpu"]
-    check_error(workplace, importlib.import_module(rung).main, usual + flags.split(), message)
+    check_error(workplace, sample.rung(rung)[0].main, usual + flags.split(), message)
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD)
@@ -319,6 +319,12 @@ def test_a_stream_that_is_not_utf8_says_where():
     assert done.returncode == 2 and "not UTF-8 text (byte 2" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("rung", ["bigram", "transformer"])
+def test_the_first_rungs_know_one_process(monkeypatch, workplace, rung):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_rung(workplace, rung, "", f"{rung}.py knows only one, gpt.py knows several")
+
+
 def test_compile_without_a_compiler_leaves_the_former_run(workplace, monkeypatch):
     def no_compiler(*_, **__):
         raise RuntimeError("Failed to find C++ compiler.\nPlease specify one.")
@@ -363,7 +369,7 @@ def test_a_run_with_a_layer_of_ones_own_is_sampled_and_resumed(train, tmp_path, 
 
 # ---------------------------------------------------------------- The end of a script
 
-SCRIPTS = [*RUNGS, "gpt2", "sample", "results/plot"]
+SCRIPTS = [*RUNGS, "gpt2", "sample", "results/plot", "studies/page"]
 SCRIPTS += sorted(f"studies/{file.stem}" for file in (ROOT / "studies").glob("[a-z]*.py") if file.stem != "measure")
 
 
@@ -373,9 +379,11 @@ def test_an_error_is_one_line_and_exit_code_2(script, monkeypatch, capsys):
     if script == "studies/pyg":
         pytest.importorskip("torch_geometric")
     monkeypatch.setattr("sys.argv", [script, "somewhere", "--bogus"])
-    monkeypatch.setattr("modern_gpt.GPT", importlib.import_module("modern_gpt").GPT)  # replaced by modern_windows.py
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(f"{ROOT / script}.py", run_name="__main__")
+        if script == "studies/page":
+            runpy.run_module("studies.page", run_name="__main__")
+        else:
+            runpy.run_path(f"{ROOT / script}.py", run_name="__main__")
     assert end.value.code == 2
     check_one_line(*capsys.readouterr())
 

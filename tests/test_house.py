@@ -1,12 +1,13 @@
 """The house: imports go one way, and whatever file or command is named somewhere is there."""
 
 import ast
+import importlib.util
 import re
 
 from conftest import ROOT
 
 FLOORS = {"data": 0, "results": 1, "studies": 3}  # the rungs and sample.py, which stand in the root, are floor 2
-CODE = [file for pattern in ("*.py", "*/*.py") for file in ROOT.glob(pattern)]
+CODE = [file for pattern in ("*.py", "*/*.py", "*/*/*.py") for file in ROOT.glob(pattern)]
 PROSE = ["README.md", "*.ipynb", "results/README.md", "*/*.sh", ".ci/run", ".github/workflows/*"]
 NAMED = r"(?<![\w/.])((?:data|results|studies|tests)/[\w/-]+\.(?:py|sh))\b"
 RUN = r"python -m ((?:data|results|studies|tests)\.\w+)"
@@ -24,7 +25,7 @@ def imported(file):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level < 2, f"{file}: an import from above its folder"
-            yield file.parent.name if node.level else node.module.split(".")[0]
+            yield file.relative_to(ROOT).parts[0] if node.level else node.module.split(".")[0]
 
 
 def test_imports_go_one_way():
@@ -33,12 +34,12 @@ def test_imports_go_one_way():
         if file.parent == ROOT / "tests":
             assert not {top for top in imported(file) if top.startswith("test_")}, file
         else:
-            here = floor(file.stem if file.parent == ROOT else file.parent.name)
+            here = floor(file.relative_to(ROOT).with_suffix("").parts[0])
             assert not {top for top in imported(file) if floor(top) is not None and floor(top) > here}, file
 
 
 def test_what_is_named_is_there():
     for file in [*CODE, *(file for pattern in PROSE for file in ROOT.glob(pattern))]:
         text = file.read_text(encoding="utf-8")
-        named = re.findall(NAMED, text) + [module.replace(".", "/") + ".py" for module in re.findall(RUN, text)]
-        assert [path for path in named if not (ROOT / path).is_file()] == [], file
+        assert [path for path in re.findall(NAMED, text) if not (ROOT / path).is_file()] == [], file
+        assert [module for module in re.findall(RUN, text) if not importlib.util.find_spec(module)] == [], file

@@ -8,8 +8,7 @@ from conftest import Largest, build
 from torch.nn import functional as F
 
 import long_gat
-from long_gat import StaticAttention
-from studies.lengths import dense
+from long_gat import StaticAttention, dense_attention
 
 
 def inputs(T, deviation, N=3, D=5):
@@ -19,7 +18,7 @@ def inputs(T, deviation, N=3, D=5):
 
 
 def compare(parts, slope, outputs, gradients):
-    ours, theirs = StaticAttention.apply(*parts, slope), dense(*parts, slope)
+    ours, theirs = StaticAttention.apply(*parts, slope), dense_attention(*parts, slope)
     torch.testing.assert_close(ours, theirs, atol=outputs, rtol=0)
     direction = torch.randn_like(ours)
     grads = [torch.autograd.grad((out * direction).sum(), parts) for out in (ours, theirs)]
@@ -131,7 +130,7 @@ def test_bfloat16_is_computed_in_float32_inside():
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         ours, h = layer(x), layer.lin(x).float().unflatten(-1, (2, 4)).transpose(1, 2).flatten(0, 1)  # (B * H, T, D)
     s, t = ((h * att[0, :, None].repeat(2, 1, 1)).sum(dim=-1) for att in (layer.att_dst, layer.att_src))
-    expected = dense(s, t, h, 0.2).unflatten(0, (2, 2)).transpose(1, 2).flatten(2)
+    expected = dense_attention(s, t, h, 0.2).unflatten(0, (2, 2)).transpose(1, 2).flatten(2)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, expected.detach(), atol=1e-5, rtol=0)
 

@@ -54,7 +54,9 @@ def test_initial_loss_is_that_of_guessing(rung):
     ids = torch.randint(65, (32, 33))
     module = importlib.import_module(rung)
     model = build(rung, **dataclasses.asdict(module.Config()) | {"vocab_size": 65})
-    assert module.loss_of(model, ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(65), abs=0.1)
+    # block.py has a LayerNorm before its head and not yet GPT-2's small initial weights.
+    bound = 0.25 if rung == "block" else 0.1
+    assert module.loss_of(model, ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(65), abs=bound)
 
 
 @pytest.mark.parametrize("rung", [rung for rung in RUNGS if "gat" not in rung])  # those ask the device something
@@ -102,6 +104,19 @@ def test_a_block_reads_normalised_vectors_and_adds_to_the_stream():
         torch.testing.assert_close(given, expected, atol=1e-12, rtol=0)
     grown = torch.autograd.functional.jacobian(lambda x: part(x)[0, 3], x)[:, 0, 3]  # (C, C)
     assert (grown.diagonal() > 0.5).all()  # the stream carries each channel, and its gradient, past both parts
+
+
+@pytest.mark.usefixtures("float64")
+def test_transformer_and_gpt_are_the_same_model():
+    """On the same weights, in training with dropout and in evaluation."""
+    theirs, ours, ids = far_from_start(build("transformer")), build("gpt"), torch.randint(65, (3, 16))
+    ours.load_state_dict(theirs.state_dict())
+    for training in (True, False):
+        logits = []
+        for model in (ours.train(training), theirs.train(training)):
+            torch.manual_seed(1)
+            logits.append(model(ids))
+        torch.testing.assert_close(*logits, atol=1e-11, rtol=0)
 
 
 @pytest.mark.usefixtures("float64")
@@ -314,8 +329,12 @@ def test_rotary_scores_depend_on_how_far_apart_two_tokens_are_and_on_that():
     assert (scores[60:, 0].diff().abs() > 1e-4).all()
 
 
-def test_rotary_positions_turn_each_pair_at_every_size():
-    assert all(modern_gpt.rotation_of(torch.arange(2), D).shape == (2, 2, D) for D in range(2, 400, 2))
+def test_rotary_positions_turn_each_pair_by_the_angle_of_the_paper():
+    for D in (2, 6, 48, 250):
+        cos, sin = modern_gpt.rotation_of(torch.arange(50), D)
+        angles = [[p * 10000 ** (-2 * d / D) for d in range(D // 2)] for p in range(50)]
+        torch.testing.assert_close(cos.double(), torch.tensor(angles).double().cos(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(sin.double(), torch.tensor(angles).double().sin(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.usefixtures("float64")

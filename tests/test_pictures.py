@@ -1,10 +1,10 @@
 import pytest
 import torch
+from conftest import build, far_from_start
 
 import sample
 from data import Dataset, UserError
 from studies import pictures
-from windowed_gpt import ATTENTIONS
 
 PICTURES = {
     "graph": pictures.draw_graph,
@@ -27,22 +27,31 @@ def test_draws_a_picture(tmp_path, name):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    "rung, options", [("gpt", {}), ("modern_gpt", {}), *(("windowed_gpt", {"attention": name}) for name in ATTENTIONS)]
-)
-def test_has_the_weights_that_the_model_reads_by(train, tmp_path, rung, options):
-    train(rung, **options)
-    module, model, tokenizer = sample.load(tmp_path / "run", "cpu")
-    ids = tokenizer.encode("or not to be")[None].long()
-    model.double()
-    with torch.inference_mode():
-        expected = model.eval()(ids)
-        with pictures.recorded() as weights:
-            torch.testing.assert_close(model(ids), expected, atol=1e-11, rtol=0)
+KINDS = [("transformer", {}), ("gpt", {}), ("modern_gpt", {}), ("pyg_free_gat", {"layer": "dot"})]
+KINDS += [("pyg_free_gat", {"layer": "gat"}), ("pyg_free_gat", {"layer": "gatv2"}), ("gates", {})]
+KINDS += [("windowed_gpt", {"attention": name}) for name in ("plain", "soft_window", "hard_window")]
+
+
+@pytest.mark.parametrize("rung, options", KINDS)
+def test_has_the_weights_that_the_model_reads_by(rung, options):
+    """The model computes the same with them."""
+    model, ids = far_from_start(build(rung, **options)).double().eval(), torch.randint(65, (1, 12))
+    expected = model(ids)
+    weights = pictures.attend(model, ids)
+    torch.testing.assert_close(model(ids), expected, atol=1e-11, rtol=0)
     assert len(weights) == 2 and all(w.shape == (1, 2, 12, 12) for w in weights)
     for w in weights:
         torch.testing.assert_close(w.sum(-1), torch.ones(1, 2, 12, dtype=w.dtype), atol=1e-12, rtol=0)
         assert not w.triu(1).any()
+    attention, read = model.blocks[0].attention, []
+    if hasattr(attention, "value"):  # the first block's read is its values, weighted
+        attention.projection.register_forward_hook(lambda _, x, y: read.append(x[0]))
+        values = []
+        attention.value.register_forward_hook(lambda _, x, y: values.append(y.view(1, 12, 2, 8).transpose(1, 2)))
+        model(ids)
+        expected = (weights[0] @ values[0]).transpose(1, 2).flatten(2)
+        if rung != "gates":  # where a gate comes between
+            torch.testing.assert_close(read[0], expected, atol=1e-11, rtol=0)
 
 
 def test_a_run_whose_weights_cannot_be_drawn_is_an_error(train, tmp_path):

@@ -82,7 +82,7 @@ def test_every_parameter_has_one_optimizer(rung, optimizer):
         muon = {
             name
             for name, p in model.named_parameters()
-            if any(p is held for held in optimizers[1].param_groups[0]["params"])
+            if any(p is held for group in optimizers[1].param_groups for held in group["params"])
         }
         assert muon == {name for name, p in model.blocks.named_parameters("blocks") if p.ndim == 2}
 

@@ -1,4 +1,4 @@
-"""windowed_gpt.py: each attention against loops that spell out its equations, and what its windows promise."""
+"""windowed_gpt.py and studies/gates.py: each attention against loops that spell out its equations."""
 
 import math
 
@@ -10,18 +10,26 @@ from torch.utils._pytree import tree_map
 
 import windowed_gpt
 from results.metrics import read
-from windowed_gpt import ATTENTIONS, Config, HardWindow, SoftWindow
+from windowed_gpt import Config, HardWindow, SoftWindow
 
 B, T, H, C = 2, 9, 2, 8
 CLOSE = dict(atol=1e-11, rtol=1e-9)
+WINDOWED = ("plain", "soft_window", "hard_window")
 GATED = ("head_gate", "location_mlp", "location_gate")
+
+
+ATTENTIONS = WINDOWED + GATED
+
+
+def rung_of(attention):
+    return "gates" if attention in GATED else "windowed_gpt"
 
 
 def block_of(attention, scale=0.7, **sizes):
     """One block with weights far from those it starts with, in float64."""
     torch.manual_seed(0)
-    config = Config(**dict(block_size=T, n_head=H, n_embd=C, n_layer=1, attention=attention) | sizes)
-    block = windowed_gpt.GPT(config, 5).double().blocks[0]
+    sizes = dict(block_size=T, n_head=H, n_embd=C, n_layer=1, attention=attention) | sizes
+    block = build(rung_of(attention), 5, **sizes, dropout=0.0).double().blocks[0]
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=scale)
     return block
@@ -94,7 +102,7 @@ def test_values_and_gradients_are_those_of_loops(attention, length):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_no_logit_depends_on_a_later_token(attention):
     torch.manual_seed(0)
-    model, ids = build("windowed_gpt", attention=attention).eval(), torch.randint(65, (2, 16))
+    model, ids = build(rung_of(attention), attention=attention).eval(), torch.randint(65, (2, 16))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     for t in (1, 7, 15):
@@ -110,7 +118,7 @@ def test_no_logit_depends_on_a_later_token(attention):
 @pytest.mark.parametrize("prompt", [1, 5, 16])
 def test_cached_logits_equal_uncached_ones_at_every_position(attention, prompt):
     torch.manual_seed(0)
-    model, ids = build("windowed_gpt", attention=attention, dropout=0.0).eval(), torch.randint(65, (3, 16))
+    model, ids = build(rung_of(attention), attention=attention, dropout=0.0).eval(), torch.randint(65, (3, 16))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     with torch.inference_mode():
@@ -123,7 +131,7 @@ def test_cached_logits_equal_uncached_ones_at_every_position(attention, prompt):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_every_attention_learns(train, tmp_path, attention):
     """Its letters alone leave 2.4 nats a character of the text, its phrases 0.16."""
-    state = train("windowed_gpt", attention=attention, max_iters=120, eval_interval=60, warmup_iters=5, dropout=0.0)
+    state = train(rung_of(attention), attention=attention, max_iters=120, eval_interval=60, warmup_iters=5, dropout=0.0)
     assert state["config"]["attention"] == attention and read(tmp_path / "run")["val_loss"][-1] < 1.0
 
 
@@ -141,7 +149,7 @@ def test_plain_is_gpt():
 def test_gates_begin_as_plain_attention(attention):
     torch.manual_seed(0)
     sizes = dict(n_embd=192, n_head=4, block_size=128, dropout=0.0, n_layer=3)
-    gated, plain = (build("windowed_gpt", attention=name, **sizes) for name in (attention, "plain"))
+    gated, plain = (build(rung_of(name), attention=name, **sizes) for name in (attention, "plain"))
     plain.load_state_dict({name: weight for name, weight in gated.state_dict().items() if name in plain.state_dict()})
     ids = torch.randint(65, (2, 128))
     torch.testing.assert_close(gated(ids), plain(ids), **CLOSE)
@@ -153,7 +161,7 @@ def test_gates_begin_as_plain_attention(attention):
 def weights_of(part, x, q, k):
     """The weights (B, H, T, T) of an attention: what it reads when each token's value is a one at its own place."""
     T = x.shape[1]
-    return part.attend(x, q, k, torch.eye(T).expand(*q.shape[:2], T, T), 0)[0]
+    return part.attend(x, q, k, torch.eye(T).expand(*q.shape[:2], T, T), 0)
 
 
 @pytest.mark.usefixtures("float64")
@@ -178,12 +186,12 @@ def test_a_hard_window_is_the_same_in_blocks_and_reads_nothing_beyond(block, mon
     torch.nn.init.constant_(part.window.bias, -2.0)  # about 5 tokens
     torch.nn.init.normal_(part.window.weight, std=0.1)
     x, q, k, v = torch.randn(B, 64, C), *torch.randn(3, B, H, 64, 4)
-    whole, _ = part.attend(x, q, k, v, 0)
+    whole = part.attend(x, q, k, v, 0)
     monkeypatch.setattr(HardWindow, "block", block)
-    torch.testing.assert_close(part.attend(x, q, k, v, 0)[0], whole, **CLOSE)
+    torch.testing.assert_close(part.attend(x, q, k, v, 0), whole, **CLOSE)
     if block < 64:
         k[:, :, :20], v[:, :, :20] = torch.nan, torch.nan
-        torch.testing.assert_close(part.attend(x, q, k, v, 0)[0][:, :, 48:], whole[:, :, 48:], **CLOSE)
+        torch.testing.assert_close(part.attend(x, q, k, v, 0)[:, :, 48:], whole[:, :, 48:], **CLOSE)
 
 
 @pytest.mark.parametrize("kind", [SoftWindow, HardWindow])
@@ -231,14 +239,14 @@ def test_bfloat16_counts_the_places_of_a_soft_window_in_a_long_text():
     w = 1 + T / 2 * math.exp(-9.0)
     expected = (torch.arange(-7, 1).double() / w).exp() * (1 - math.exp(-1 / w))
     with torch.no_grad():
-        read, _ = part.attend(x, *(part.bfloat16() for part in (q, k, v)), past=T - 1)
+        read = part.attend(x, *(part.bfloat16() for part in (q, k, v)), past=T - 1)
     torch.testing.assert_close(read.flatten().double(), expected, rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "hard_window"])
 def test_nothing_of_t_by_t_is_written(attention):
     torch.manual_seed(0)
-    model, ids = build("windowed_gpt", attention=attention, block_size=512, n_layer=1), torch.randint(65, (1, 512))
+    model, ids = build(rung_of(attention), attention=attention, block_size=512, n_layer=1), torch.randint(65, (1, 512))
     with Largest() as seen:
         model(ids).sum().backward()
     assert seen.numbers < 512 * 512
@@ -248,4 +256,4 @@ def test_windows_that_are_no_numbers_are_left_to_the_loss():
     part = HardWindow(Config(block_size=256, n_head=H, n_embd=C))
     torch.nn.init.constant_(part.window.bias, torch.nan)
     x, q, k, v = torch.randn(B, 256, C), *torch.randn(3, B, H, 256, 4)
-    assert part.attend(x, q, k, v, 0)[0].shape == v.shape  # and the run says that its loss is nan
+    assert part.attend(x, q, k, v, 0).shape == v.shape  # and the run says that its loss is nan
