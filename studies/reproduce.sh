@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows texts tokens long
-# full, or some of these. They come into results/reproduced/, beside those in results/published/, whose losses they come
+# Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows modern texts tokens
+# long full, or some of these. They come into results/reproduced/, beside those in results/published/, whose losses they come
 # close to: to the last bit only with the same processor, versions and threads (see config.json). A run that is done,
 # whose sample.txt is what comes last, is left alone; one that was stopped goes on. The ablation and the speed tables
 # have their own commands.
@@ -15,12 +15,15 @@ run() { # NAME SEED SCRIPT FLAGS...
     [ -e "$out/sample.txt" ] || python "${flags[@]}" || { rm -f "$out/sample.txt"; exit 1; } # Ctrl-C: not at its end
 }
 
+modern_256=(--batch_size 16 --block_size 256 --learning_rate 1e-2)
+
 ladder() {
     for seed in 1 2 3; do
         run bigram $seed bigram.py
         run single_head $seed single_head.py
         run multi_head $seed multi_head.py
         run block $seed block.py
+        run transformer $seed transformer.py
         run one_block $seed gpt.py --n_layer 1 --n_head 8 --n_embd 128 --batch_size 32 --block_size 32 --max_iters 900 --eval_interval 300
         run gpt $seed gpt.py
         run modern_gpt $seed modern_gpt.py
@@ -28,9 +31,13 @@ ladder() {
 }
 
 layers() {
-    for layer in dot gatv2 gat mean max; do
+    for seed in 1 2 3; do
+        run gatv2 $seed pyg_free_gat.py --layer gatv2
+    done
+    for layer in dot gat mean; do
         run $layer 1 pyg_free_gat.py --layer $layer
     done
+    run max 1 -m studies.maximum
 }
 
 texts() { # graph attention over 4,096 characters at a time, and over 256
@@ -51,9 +58,17 @@ matched() { # as many parameters as the dot product has, to 2%
 
 windows() { # --attention plain is gpt.py
     for seed in 1 2 3; do
-        for attention in soft_window hard_window head_gate location_mlp location_gate; do
-            run $attention $seed windowed_gpt.py --attention $attention
+        run soft_window $seed windowed_gpt.py --attention soft_window
+        run hard_window $seed windowed_gpt.py --attention hard_window
+        for attention in head_gate location_mlp location_gate; do
+            run $attention $seed -m studies.gates --attention $attention
         done
+    done
+}
+
+modern() { # longer windows, fewer of them, more steps
+    for seed in 1 2 3; do
+        run modern_256 $seed modern_gpt.py "${modern_256[@]}" --max_iters 900 --eval_interval 150
     done
 }
 
@@ -62,7 +77,7 @@ tokens() { # as many steps as take the time of those with characters, of 150 and
         for steps in 0:150:100 512:150:100 1024:140:90 4096:92:67; do
             IFS=: read -r size gpt modern <<<"$steps"
             run tokens_gpt_$size $seed gpt.py --vocab_size $size --max_iters $gpt --eval_interval $gpt
-            run tokens_modern_gpt_$size $seed modern_gpt.py --vocab_size $size --max_iters $modern --eval_interval $modern
+            run tokens_modern_gpt_$size $seed modern_gpt.py "${modern_256[@]}" --vocab_size $size --max_iters $modern --eval_interval $modern
         done
     done
 }
@@ -72,7 +87,7 @@ long() { # below 1.4697, which nanoGPT has from three minutes of an A100
     for seed in 1 2 3; do
         run long_512 $seed modern_gpt.py "${size[@]}" --batch_size 4 --block_size 512 "${rest[@]/0.3/0.5}"
     done
-    local flags=("${size[@]}" --batch_size 8 "${rest[@]}")
+    local flags=("${size[@]}" --batch_size 8 --block_size 256 "${rest[@]}")
     run long 1 modern_gpt.py "${flags[@]}"
     run long 2 modern_gpt.py "${flags[@]}"
     run long_windows 1 -m studies.modern_windows "${flags[@]}"
@@ -95,7 +110,7 @@ full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attentio
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows texts tokens long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, texts, tokens, long, full" >&2; exit 2; }
+    [[ " ladder layers matched windows modern texts tokens long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, full" >&2; exit 2; }
 done
 for group; do
     $group

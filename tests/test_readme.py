@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT, argv_of, tiny_flags
 
 import pyg_free_gat
+import sample
+import studies.maximum  # noqa: F401 (it adds its layer)
 from pyg_free_gat import LAYERS
 from results import parse_config
 from results.metrics import read
@@ -42,7 +44,7 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "reproduce.sh").write_text(script, encoding="utf-8")
     command = ["bash", tmp_path / "studies" / "reproduce.sh", "ladder", "layers", "matched"]
-    command += ["windows", "texts", "tokens", "long", "full"]
+    command += ["windows", "modern", "texts", "tokens", "long", "full"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     for folder in (ROOT / "results" / "published").glob("*/config.json"):
@@ -57,10 +59,11 @@ def test_the_command_of_a_published_run_sets_its_options_today():
     for folder in (ROOT / "results" / "published").glob("*/config.json"):
         about = json.loads(folder.read_text(encoding="utf-8"))
         then = {name: value for name, value in about["config"].items() if name not in {"resume", *FORMER}}
-        flags = shlex.split(about["commands"][-1].removesuffix(" --resume").split(".py ", 1)[-1])
-        flags = flags[flags.index("-m") + 2 :] if "-m" in flags else flags
+        words = shlex.split(about["commands"][-1].removesuffix(" --resume"))
+        flags = words[3:] if "-m" in words else words[2:]
+        flags += ["--layer=max"] * ("studies.maximum" in words)
         flags += argv_of(**{name: then[name] for name in ("device", "dtype") if name in then})
-        today = asdict(parse_config(importlib.import_module(about["rung"]).Config, flags))
+        today = asdict(parse_config(sample.rung(about["rung"])[0].Config, flags))
         assert {name: today[name] for name in then} == then, folder
 
 
