@@ -1,4 +1,4 @@
-"""What is asked of the rungs. Each file is a question and a command, `python -m studies.NAME`.
+"""What is asked of the rungs. Each file is a question and a command: `python -m studies.speed`, and so on.
 
 How good?     ablation: what each idea of modern_gpt.py gains. tables: writes the tables of both READMEs anew.
               gates, modern_windows, maximum: ideas that were tried, each a run like any other.

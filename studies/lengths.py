@@ -101,7 +101,7 @@ def draw(path, found):
         where = dict(xytext=(x, 0), textcoords="offset points", va="center", ha=ha)
         axes.annotate(label, (last, times[last]), color=colour, **where)
     axes.set(xscale="log", yscale="log", xlabel="characters in the text", ylabel="seconds")
-    axes.set_xlim(right=8 * longest)
+    axes.set_xlim(right=1.2 * longest)
     axes.spines[["top", "right"]].set_visible(False)
     write_output(path, picture(figure), MADE_BY.encode())
 

@@ -3,14 +3,15 @@
 python -m studies.pictures                                            # all that it can
 python -m studies.pictures --run results/mine --text "To be, or not"  # what the heads of a run attend to
 
-graph.png: a causal context as a graph, its adjacency matrix and attention weights on it. head.png: attention, matrix by
-matrix. block.png: a block of a GPT. tokens.png: a line cut into its tokens. lookup.png: what GAT cannot look up.
-attention-RUN.png: what each head attends to. rankings.png: in which order each query has the keys, in trained runs of
-GAT, GATv2 and the dot product. windows.png: how far the queries of windowed_gpt.py look. positions.png: the loss by
-place in the window. The last four need the checkpoints that `bash studies/reproduce.sh ladder layers windows` leaves in
-results/reproduced/.
+losses.png: the losses of the ladder. graph.png: a causal context as a graph, its adjacency matrix, attention weights on
+it. head.png: attention, matrix by matrix. block.png: a block of a GPT. tokens.png: a line cut into its tokens.
+lookup.png: what GAT cannot look up. merge.png: one merge of long_gat.py. attention-RUN.png: what each head attends to.
+rankings.png: the order in which each query ranks the keys, in trained runs of GAT, GATv2 and the dot product.
+windows.png: how far the queries of windowed_gpt.py look. positions.png: the loss by place in the window. The last four
+need the checkpoints that `bash studies/reproduce.sh` leaves in results/reproduced/.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from pathlib import Path
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.path import Path as Bezier
+from matplotlib.ticker import EngFormatter, NullFormatter
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -30,7 +33,9 @@ from data.corpus import tinyshakespeare
 from data.files import write_output
 from pyg_free_gat import GAT, GATv2, GraphAttention
 from results import option, parse, run_main
-from results.plot import COLOURS, MADE_BY, RESULTS, picture
+from results.metrics import read
+from results.plot import COLOURS, MADE_BY, RESULTS, label, picture
+from studies import tables
 from windowed_gpt import HardWindow
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
@@ -64,16 +69,16 @@ def draw_graph(text="ROME"):
     """The causal graph over the characters of `text`, its adjacency, and the softmax of random scores on its edges."""
     figure = Figure(figsize=(8.3, 2.7), dpi=120, layout="constrained")
     tokens, matrix, weights = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    T = len(text)
+    T, r = len(text), 0.17
     for i in range(T):
+        tokens.add_patch(Circle((i, 0), r, facecolor="white", edgecolor="black"))
+        tokens.text(i, 0, text[i], ha="center", va="center", fontsize=13, family="DejaVu Sans Mono")
+        arrow = dict(arrowstyle="-|>", color=BLUE, mutation_scale=12)
         for j in range(i):
-            arrow = dict(arrowstyle="-|>", color=BLUE, shrinkA=12, shrinkB=12, connectionstyle="arc3,rad=-0.35")
-            tokens.annotate("", xy=(i, 0), xytext=(j, 0), arrowprops=arrow)
-        arrow = dict(arrowstyle="-|>", color=BLUE, shrinkA=0, shrinkB=0, connectionstyle="arc3,rad=1.5")
-        tokens.annotate("", xy=(i + 0.08, -0.12), xytext=(i - 0.08, -0.12), arrowprops=arrow)
-        tokens.text(i, 0, text[i], ha="center", va="center", fontsize=13, family="DejaVu Sans Mono", zorder=3,
-                    bbox=dict(boxstyle="circle", facecolor="white", edgecolor="black"))  # fmt: skip
-    tokens.set(xlim=(-0.4, T - 0.6), ylim=(-0.6, 0.65))
+            tokens.add_patch(FancyArrowPatch((j, r), (i, r), connectionstyle="arc3,rad=-0.4", **arrow))
+        loop = ((i - 0.08, -0.15), (i - 0.25, -0.55), (i + 0.25, -0.55), (i + 0.08, -0.15))  # from itself to itself
+        tokens.add_patch(FancyArrowPatch(path=Bezier(loop, [1, 4, 4, 4]), **arrow))
+    tokens.set(xlim=(-0.4, T - 0.6), ylim=(-0.6, 0.95), aspect="equal")
     tokens.set_title("each reads from itself and all before", fontsize=9)
     tokens.axis("off")
     adjacency = torch.ones(T, T).tril()
@@ -117,7 +122,7 @@ def draw_head(text=HEAD_TEXT):
     one, two = (attend(*(m[:, h * D : (h + 1) * D] for m in (q, k, v))) for h in range(H))
     both = torch.cat((one[2], two[2]), dim=1)
     stages = [
-        ("general", attend(q, k, v, mask=False, scale=False), "Q Kᵀ"),
+        ("no mask yet", attend(q, k, v, mask=False, scale=False), "Q Kᵀ"),
         ("causal", attend(q, k, v, scale=False), "Q Kᵀ, masked"),
         ("scaled", attend(q, k, v), f"Q Kᵀ / √{C}, masked"),
     ]
@@ -128,25 +133,25 @@ def draw_head(text=HEAD_TEXT):
     i, j = 4, 3
     products = [f"{a * b:+.2f}" for a, b in zip(q[i].tolist(), k[j].tolist())]
     says = {
-        "general": f"in the frame, row “{text[i]}”,\ncolumn “{text[j]}”: q · k =\n{' '.join(products[:3])}\n"
+        "no mask yet": f"in the frame, row “{text[i]}”,\ncolumn “{text[j]}”: q · k =\n{' '.join(products[:3])}\n"
         f"{' '.join(products[3:])}\n= {{score:.2f}}\n\nsoftmax: a row sums to 1",
         "causal": "scores with j > i\nare set to −∞, which the\nsoftmax makes 0: no one\nreads ahead",
         "scaled": f"in the frame:\n{stages[0][1][0][i, j]:.2f} / √{{C}} = {{score:.2f}}\n\nthe weights are softer",
     }
-    for row, (stage, (scores, weights, read), title) in zip(rows[1:], stages):
+    for row, (stage, (scores, weights, output), title) in zip(rows[1:], stages):
         show(row[0], scores, f"{title}  ({T}, {T})", text, text)
         show(row[1], weights, f"softmax  ({T}, {T})", text, text, weights=True)
-        show(row[2], read, f"softmax · V  ({T}, {C})", text)
+        show(row[2], output, f"softmax · V  ({T}, {C})", text)
         note(row[3], stage, says[stage].format(score=scores[i, j], C=C))
     show(rows[4][0], one[1], f"head 1: softmax  ({T}, {T})", text, text, weights=True)
     show(rows[4][1], two[1], f"head 2: softmax  ({T}, {T})", text, text, weights=True)
-    show(rows[4][2], both, f"both reads, side by side  ({T}, {C})", text)
-    mine = f"channels 0 to {D - 1} of Q, K, V\nare head 1's, the others\nhead 2's: each has\nweights of its own"
-    note(rows[4][3], "multi-head", mine)
+    show(rows[4][2], both, f"both reads, concatenated  ({T}, {C})", text)
+    split = f"channels 0 to {D - 1} of Q, K, V\nare head 1's, the others\nhead 2's"
+    note(rows[4][3], "multi-head", f"{split}: each has weights\nof its own, masked and\nscaled as before, by √{D}")
     show(rows[5][0], both, f"both reads  ({T}, {C})", text)
     show(rows[5][1], w_o, f"W_o  ({C}, {C})")
     show(rows[5][2], both @ w_o, f"both reads · W_o  ({T}, {C})", text)
-    note(rows[5][3], "projected", "a linear map mixes\nwhat the heads have read\ninto every channel")
+    note(rows[5][3], "projected", "a linear layer mixes\nwhat the heads have read\ninto every channel")
     for axes in rows[1][0], rows[2][0], rows[3][0]:
         axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, linewidth=1.5))
     return figure
@@ -267,12 +272,13 @@ def draw_attention(run, text, layers=""):
             axes.imshow(weights[head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
             name(axes, tokens, tokens, min(7, 130 / T))
             axes.set_title(f"block {row + 1}, head {head + 1}", fontsize=8)
-    figure.suptitle(f"{Path(run).name}: who (row) reads whom (column)", fontsize=9)
+    said = "who (row) reads whom (column); the colour is the square root of the weight"
+    figure.suptitle(f"{Path(run).name}: {said}", fontsize=9)
     return figure
 
 
 def draw_rankings(runs, text):
-    """In which order each query of a run's first block has all keys, the mask lifted: the head that varies most."""
+    """In which order each query of a run's first block has all keys, without the mask: the head that varies most."""
     figure = Figure(figsize=(8.3, 3.2), dpi=200, layout="constrained")
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
         (weights, *_), tokens = weights_of(run, text, full=True)
@@ -282,7 +288,8 @@ def draw_rankings(runs, text):
         orders = len(torch.unique(ranks, dim=0))
         name(axes, tokens, tokens, 5)
         axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(tokens)} queries", fontsize=9)
-    figure.colorbar(image, ax=figure.axes, label="rank of the key (column)", shrink=0.8)
+    figure.colorbar(image, ax=figure.axes, label="rank of the key (column), 0 is the highest", shrink=0.8)
+    figure.suptitle("first block, the head whose orders differ most", fontsize=9)
     return figure
 
 
@@ -310,10 +317,13 @@ def draw_windows(runs):
             places = [n * (H + 1) + h for h in range(H)]
             axes.bxp(boxes, places, widths=0.7, showfliers=False, medianprops=dict(color=ORANGE))
         axes.axhline(model.config.block_size, color=GREY, linestyle="--", zorder=0)
-        axes.set(yscale="log", xticks=[n * (H + 1) + (H - 1) / 2 for n in range(len(blocks))])
+        middles = [n * (H + 1) + (H - 1) / 2 for n in range(len(blocks))]
+        axes.set(yscale="log", ylabel="window, characters", xticks=middles)
         axes.set_xticklabels([f"block {n + 1}" for n in range(len(blocks))])
-        axes.set_title(f"{Path(run).name}: window of each head; dashed: the context", loc="left", fontsize=9)
+        axes.set_title(f"{Path(run).name}, each head", loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.label_outer()
+    figure.suptitle("median, quartiles, and 5% to 95% of the windows; dashed: the context", fontsize=9)
     return figure
 
 
@@ -439,6 +449,65 @@ def draw_positions(runs):
     return figure
 
 
+# ---------------------------------------------------------------- The losses of the ladder
+
+
+def draw_losses(runs=("bigram", "single_head", "multi_head", "block", "transformer", "gpt", "modern_gpt")):
+    """The validation losses of published runs over the characters that they were trained on: means over the seeds."""
+    figure = Figure(figsize=(8.3, 4.7), dpi=120, layout="constrained")
+    axes, labels = figure.subplots(), []
+    for run, colour in zip(runs, COLOURS):
+        seeds = [read(folder) for folder in tables.seeds(run)]
+        losses = torch.tensor([points_of(seed, "val_loss") for seed in seeds])  # (seeds, evaluations)
+        at = [tokens for tokens, loss in zip(seeds[0]["tokens"], seeds[0]["val_loss"]) if loss is not None]
+        mean, deviation = losses.mean(dim=0), losses.std(dim=0) if len(seeds) > 1 else torch.zeros(len(at))
+        axes.plot(at, mean, color=colour, marker="o", markersize=3, linewidth=2)
+        axes.fill_between(at, mean - deviation, mean + deviation, color=colour, alpha=0.25, linewidth=0)
+        labels.append((mean[-1].item(), at[-1], colour, f"{run}.py {mean[-1]:.3f}"))
+    axes.set(xscale="log", xlabel="characters seen in training", ylabel="loss, nats per character (lower is better)")
+    axes.set_title("validation loss: mean and standard deviation of three seeds", loc="left", fontsize=10)
+    axes.set_xticks([300_000, 600_000, 1_200_000, 2_400_000], minor=False)
+    axes.xaxis.set(major_formatter=EngFormatter(sep=""), minor_formatter=NullFormatter())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    label(axes, labels)
+    return figure
+
+
+def points_of(columns, name):
+    return [value for value in columns[name] if value is not None]
+
+
+# ---------------------------------------------------------------- One merge of long_gat.py
+
+
+def draw_merge():
+    """How a query of long_gat.py finds its two sums: keys sorted, a cut, a running sum from either side."""
+    figure = Figure(figsize=(8.3, 2.9), dpi=120, layout="constrained")
+    axes, keys, query = figure.subplots(), (-1.2, -0.4, 0.1, 0.8, 1.5), -0.3
+    weights = [math.exp(0.2 * key) for key in keys], [math.exp(key) for key in keys]
+    sums = list(itertools.accumulate(weights[0])), list(itertools.accumulate(weights[1][::-1]))[::-1]
+    cut = sum(key <= -query for key in keys)
+    rows = [("keys t, sorted", [f"{key:.1f}" for key in keys])]
+    rows += [("sums from the left of exp(slope t)", [f"{total:.2f}" for total in sums[0]])]
+    rows += [("sums from the right of exp(t)", [f"{total:.2f}" for total in sums[1]])]
+    for y, (said, cells) in enumerate(rows):
+        axes.text(-0.7, y, said, ha="right", va="center", fontsize=9)
+        for x, cell in enumerate(cells):
+            taken = (y, x) in ((1, cut - 1), (2, cut))
+            colour = "#CFE3F1" if taken else "white"
+            cell_at = (x - 0.45, y - 0.35)
+            axes.add_patch(Rectangle(cell_at, 0.9, 0.7, facecolor=colour, edgecolor="black", linewidth=0.8))
+            axes.text(x, y, cell, ha="center", va="center", fontsize=10, weight="bold" if taken else "normal")
+    axes.plot([cut - 0.5] * 2, [-0.6, 2.6], color=ORANGE)
+    axes.text(cut - 0.5, -0.75, f"the query s = {query} cuts at t = {-query}", color=ORANGE, ha="center", fontsize=9)
+    parts = f"exp({query} slope) · {sums[0][cut - 1]:.2f} + exp({query}) · {sums[1][cut]:.2f}"
+    axes.text(2, 2.95, f"the sum of the query's weights: {parts}", ha="center", va="center", fontsize=9)
+    axes.set(xlim=(-4.2, 4.7), ylim=(3.2, -1.0))
+    axes.axis("off")
+    return figure
+
+
 # ---------------------------------------------------------------- Tokens
 
 
@@ -495,7 +564,7 @@ def main(argv=None):
         print(path, flush=True)
 
     if not flags.run:
-        for draw in (draw_graph, draw_head, draw_block, draw_tokens, draw_lookup):
+        for draw in (draw_losses, draw_graph, draw_head, draw_block, draw_tokens, draw_lookup, draw_merge):
             save(draw.__name__.removeprefix("draw_"), draw())
         trained = {file.parent.name: file.parent for file in (RESULTS / "reproduced").glob("*/checkpoint.pt")}
         if trained.keys() >= {"gat", "gatv2", "dot"}:
