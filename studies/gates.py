@@ -86,9 +86,6 @@ class HeadGate(Looking):
         return self.mix(read * 2 * gate.sigmoid().mT.unsqueeze(-1))
 
 
-windowed_gpt.ATTENTIONS |= {"head_gate": HeadGate, "location_mlp": Looking, "location_gate": Looking}
-
-
 class Silent(nn.Linear):
     """A linear map that starts at 0, so that a model with it begins as plain attention."""
 
@@ -152,6 +149,7 @@ class GPT(windowed_gpt.GPT):
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
+        windowed_gpt.ATTENTIONS |= {"head_gate": HeadGate, "location_mlp": Looking, "location_gate": Looking}
         block = {"head_gate": GatedHeads, "location_mlp": LocationMLP, "location_gate": LocationGate}[config.attention]
         self.blocks = nn.ModuleList(block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
