@@ -2,12 +2,13 @@
 
 python -m studies.tables
 
-They are of the runs in results/published/. One is no table: a text that a run wrote.
+They are of the runs in results/published/, and of the rungs' own lines (the glossary).
 """
 
 import json
 import math
 import re
+import statistics
 
 from results import Parser, run_main
 from results.plot import RESULTS, read
@@ -17,20 +18,24 @@ from studies.ablation import PUBLISHED, spread
 ROOT = RESULTS.parent
 PAGES = [page for page in (ROOT / "README.md", RESULTS / "README.md") if page.exists()]
 
-# What is new in a rung, the rung below, its run, and what a run of the same rung is said to come to elsewhere.
+# What is new in a rung, the rung to compare it with, its run, what a run of the same rung is said to come to elsewhere,
+# and where Karpathy's lecture comes to it: hours, minutes, seconds.
 LADDER = [
-    ("bigram.py", "each character predicts the next from a lookup table", "", "bigram", "2.58"),
-    ("single_head.py", "one head of masked self-attention", "bigram.py", "single_head", "2.41"),
-    ("multi_head.py", "several heads side by side", "single_head.py", "multi_head", "2.28"),
-    ("block.py", "a block: feed-forward, residual stream, LayerNorm", "multi_head.py", "block", "2.17"),
-    ("gpt.py", "depth, and training that is good: a GPT", "block.py", "gpt", "1.636"),
-    ("modern_gpt.py", "what has changed since GPT-2", "gpt.py", "modern_gpt", ""),
-    ("pyg_free_gat.py", "attention as message passing: GATv2", "gpt.py", "gatv2", ""),
-    ("windowed_gpt.py", "each query learns how far it looks", "gpt.py", "soft_window", ""),
-    ("long_gat.py", "GAT over 4,096 characters", "pyg_free_gat.py", "long_gat", ""),
+    ("bigram.py", "each character predicts the next from a lookup table", "", "bigram", "2.58", "22:11"),
+    ("single_head.py", "one head of masked self-attention", "bigram.py", "single_head", "2.41", "1:02:00"),
+    ("multi_head.py", "several heads side by side", "single_head.py", "multi_head", "2.28", "1:21:59"),
+    ("block.py", "feed-forward, residual connections, LayerNorm", "multi_head.py", "block", "2.17", "1:24:25"),
+    ("transformer.py", "depth: blocks stacked, and what they need", "block.py", "transformer", "", "1:37:49"),
+    ("gpt.py", "speed: the same model, trained fast", "transformer.py", "gpt", "1.636", ""),
+    ("modern_gpt.py", "what has changed since GPT-2", "gpt.py", "modern_gpt", "", ""),
+    ("pyg_free_gat.py", "attention as message passing: GATv2", "gpt.py", "gatv2", "", ""),
+    ("windowed_gpt.py", "each query learns how far it looks", "gpt.py", "soft_window", "", ""),
+    ("long_gat.py", "GAT over 4,096 characters", "gpt.py", "long_gat", "", ""),
 ]
+LECTURE = "https://www.youtube.com/watch?v=kCc8FmEb1nY"
 OTHERS = {  # further runs of the same rungs: after which rung's, and what is different
     "one_block": ("block.py", "[gpt.py](../gpt.py) with one block, the sizes and steps of block.py", ""),
+    "modern_256": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py), 256 characters at a time, 900 steps", ""),
     "long": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py) with six blocks, wider, more steps", "1.4697"),
     "long_windows": ("modern_gpt.py", "the same with [soft windows](../studies/modern_windows.py)", "1.4571"),
     "long_512": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py) with six blocks, 512 characters at a time", ""),
@@ -103,16 +108,22 @@ def head(*cells):
 
 
 def ladder():
-    yield from head("", "rung", "the new idea", "read", "parameters", "loss, nats", "time")
-    for rung, idea, below, run, _ in LADDER:
+    yield from head("", "rung", "the new idea", "compare with", "loss before", "loss", "parameters", "time", "lecture")
+    runs = {rung: run for rung, _, _, run, *_ in LADDER}
+    for rung, idea, below, run, _, chapter in LADDER:
         number = (ROOT / rung).read_text(encoding="utf-8").split()[1].rstrip(":")  # the 4 of """Rung 4: ...
-        diff = f"`diff {below} {rung}`" if below else ""
-        yield row(number, f"[{rung}]({rung})", idea, diff, parameters(run), spread(losses(run)), seconds(run))
+        before = f"{statistics.mean(losses(runs[below])):.3f}" if below else f"{math.log(65):.3f}"
+        loss, link = f"**{spread(losses(run))}**", ""
+        if chapter:
+            second = sum(60**power * int(part) for power, part in enumerate(reversed(chapter.split(":"))))
+            link = f"[{chapter}]({LECTURE}&t={second}s)"
+        compare = f"`{below}`" if below else "chance"
+        yield row(number, f"[{rung}]({rung})", idea, compare, before, loss, parameters(run), seconds(run), link)
 
 
 def elsewhere():
     yield from head("run", "nats", "bits", "elsewhere, nats", "time")
-    for rung, _, _, run, said in LADDER:
+    for rung, _, _, run, said, _ in LADDER:
         shown = [(f"[{rung}](../{rung})", run, said)]
         shown += [(what, other, said) for other, (after, what, said) in OTHERS.items() if after == rung]
         for what, run, said in shown:
@@ -167,15 +178,149 @@ def full():
         yield row(flags, parameters(run), *seen, f"{losses(run)[0]:.3f}", seconds(run), elsewhere)
 
 
-def sample():
-    """The first two speeches that gpt.py wrote."""
-    speeches = (PUBLISHED / "gpt" / "sample.txt").read_text(encoding="utf-8").strip().split("\n\n")
-    yield from ("```", *"\n\n".join(speeches[:2]).splitlines(), "```")
+def lines():
+    """A line that each of the first rungs wrote: its first that is neither very short nor very long."""
+    yield "```"
+    for rung, *_, run, _, _ in LADDER[:7]:
+        written = (PUBLISHED / run / "sample.txt").read_text(encoding="utf-8").splitlines()
+        yield f"{rung:<16}{next(line for line in written if 35 <= len(line) <= 75)}"
+    yield "```"
+
+
+GLOSSARY = {  # what a term means, the file that computes it first, and a text on that line
+    "token": (
+        "What the model reads at a time: here a character, or a longer piece of text.",
+        "data/tokenizer.py",
+        "def encode",
+    ),
+    "logits": (
+        "Numbers, one for each token that could come next. A softmax turns them into probabilities.",
+        "bigram.py",
+        "return self.table(ids)",
+    ),
+    "softmax": (
+        "exp(x), divided by its sum over a row: positive numbers that sum to 1, the largest x first.",
+        "single_head.py",
+        "scores.softmax",
+    ),
+    "cross-entropy, nats": (
+        "The loss: the mean of -ln p, where p is the probability that the model gave to the token that came. "
+        "Its unit is the nat. In bits it is that over ln 2.",
+        "bigram.py",
+        "F.cross_entropy",
+    ),
+    "AdamW": (
+        "An optimizer: each weight's step is its averaged gradient over the root of its averaged square.",
+        "bigram.py",
+        "torch.optim.AdamW",
+    ),
+    "embedding": (
+        "A vector of C learned numbers for each token, or for each position.",
+        "single_head.py",
+        "Embedding(v",
+    ),
+    "query, key, value": (
+        "Three vectors that linear layers make of a token: what it looks for, what it can be found by, what it gives.",
+        "single_head.py",
+        "q = self.query(x)",
+    ),
+    "attention weights": (
+        "The softmax of the scores of query and keys: how much token i reads of token j.",
+        "single_head.py",
+        "weights = scores.softmax",
+    ),
+    "causal mask, adjacency": (
+        "Who may read from whom, a matrix of True and False. Causal: no token reads from a later one.",
+        "single_head.py",
+        "adjacency = ",
+    ),
+    "attention head": (
+        "One set of queries, keys and values. (The language modelling head is something else: the output layer.)",
+        "multi_head.py",
+        "q = self.query(x)",
+    ),
+    "projection": (
+        "The linear layer that mixes what the heads, concatenated, have read.",
+        "multi_head.py",
+        "return self.proj",
+    ),
+    "residual connection": (
+        "A part of the model adds to its input instead of replacing it. The sum that runs through all blocks is the "
+        "residual stream.",
+        "block.py",
+        "x = x + self.attention",
+    ),
+    "LayerNorm, pre-norm": (
+        "Brings each token's vector to mean 0 and standard deviation 1, then scales and shifts it. Pre-norm: before "
+        "attention and feed-forward, not after.",
+        "block.py",
+        "self.norm_1 = ",
+    ),
+    "feed-forward network": (
+        "Two linear layers with a GELU between, for each token alone.",
+        "block.py",
+        "nn.Sequential(",
+    ),
+    "dropout": ("In training, a fraction of the activations is set to 0.", "transformer.py", "self.dropout = nn.Drop"),
+    "weight tying": (
+        "The output layer shares its weights with the token embedding.",
+        "transformer.py",
+        "return F.linear",
+    ),
+    "weight decay": ("The optimizer also pulls weights towards 0.", "transformer.py", '"weight_decay": config'),
+    "warm-up": ("The learning rate rises from 0 before it falls.", "transformer.py", "rise = "),
+    "gradient clipping": ("A gradient that is longer than 1 is shortened to 1.", "transformer.py", "clip_grad_norm_"),
+    "fused attention": (
+        "One kernel computes attention and never writes the T x T weights to memory (FlashAttention).",
+        "gpt.py",
+        "F.scaled_dot_product_attention",
+    ),
+    "bfloat16, autocast": (
+        "Numbers of 16 bits with the range of float32 and 8 bits of precision. Autocast uses them for matrix products.",
+        "gpt.py",
+        "torch.autocast",
+    ),
+    "Muon": (
+        "An optimizer for weight matrices: it makes all singular values of the averaged gradient alike.",
+        "gpt.py",
+        "updates = orthogonalize",
+    ),
+    "KV cache": (
+        "The keys and values of the tokens so far are kept, so that only a new token goes through the model.",
+        "gpt.py",
+        "cache[:, :, :, past : past + T] =",
+    ),
+    "RoPE": (
+        "Rotary position embedding: queries and keys are rotated by an angle that grows with the position.",
+        "modern_gpt.py",
+        "def rotate",
+    ),
+    "message passing": (
+        "Each node of a graph reads a weighted sum of what its neighbours hold. Attention is that on a graph of tokens.",
+        "pyg_free_gat.py",
+        "weights @ ",
+    ),
+    "LeakyReLU": (
+        "x where x is positive, and slope times x below 0, with slope 0.2.",
+        "pyg_free_gat.py",
+        "F.leaky_relu",
+    ),
+    "prefix sum": ("The sums of the first 1, 2, 3, ... numbers of a list.", "long_gat.py", "cumsum"),
+}
+
+
+def glossary():
+    yield from head("term", "meaning", "first computed in")
+    for term, (meaning, file, text) in GLOSSARY.items():
+        code = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        line = next(number for number, found in enumerate(code, 1) if text in found)
+        yield row(term, meaning, f"[{file}, line {line}]({file}#L{line})")
 
 
 TABLES = {
-    "sample": sample,
+    "lines": lines,
     "ladder": ladder,
+    "glossary": glossary,
     "elsewhere": elsewhere,
     "layers": layers,
     "matched": matched,

@@ -40,9 +40,9 @@ HEADS = {  # the runs whose heads stand side by side
     "hard_window": ("hard windows", "windowed_gpt.py --attention hard_window"),
     "modern_gpt": ("rotary dot product", "modern_gpt.py"),
 }
-WRITERS = [*tables.LADDER, ("modern_gpt.py with six blocks, 512 characters at a time", "", "", "long_512", "")]
+WRITERS = [*tables.LADDER, ("modern_gpt.py with six blocks, 512 characters at a time", "", "", "long_512", "", "")]
 CURVES = {  # the published runs, each with its seeds, in the order of the tables
-    "the ladder": [run for *_, run, _ in tables.LADDER] + [*tables.OTHERS],
+    "the ladder": [run for *_, run, _, _ in tables.LADDER] + [*tables.OTHERS],
     "layers of pyg_free_gat.py": [*tables.LAYERS, *(equal for *_, equal in tables.LAYERS.values() if equal)],
     "attentions of windowed_gpt.py": [run for _, run in tables.ATTENTIONS.values()],
     "windows of GAT": [*tables.TEXTS],
@@ -55,7 +55,7 @@ CURVES = {  # the published runs, each with its seeds, in the order of the table
 
 def rungs():
     """Each rung: its place on the ladder, its idea, its numbers as the README has them, and its lines."""
-    for rung, idea, below, run, _ in tables.LADDER:
+    for rung, idea, below, run, *_ in tables.LADDER:
         code = (tables.ROOT / rung).read_text(encoding="utf-8")
         title, about, *_ = ast.get_docstring(ast.parse(code)).split("\n\n")
         numbers = dict(parameters=tables.parameters(run), loss=spread(tables.losses(run)), time=tables.seconds(run))
@@ -171,7 +171,7 @@ def everything(flags):
     """What the page shows, as JSON has it."""
     read_by_heads = attention(flags)  # first, since --run may be wrong
     mine = [*own(flags.run)]
-    runs = [(rung, PUBLISHED / run, spread(tables.losses(run)) + " nats") for rung, *_, run, _ in WRITERS]
+    runs = [(rung, PUBLISHED / run, spread(tables.losses(run)) + " nats") for rung, *_, run, _, _ in WRITERS]
     numbers = [matrix.tolist() for matrix in head_numbers(len(HEAD_TEXT))]
     return dict(
         rungs=[*rungs()],
