@@ -38,7 +38,7 @@ class Config(Flags):
     n_head: int = option(4, "H: attention heads")
     n_embd: int = option(192, "C: width of the residual stream; each head has D = C / H channels")
     dropout: float = option(0.0, "fraction of activations set to 0 during training", within="[0, 1)")
-    learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try 3e-3")
+    learning_rate: float = option(1.5e-2, "highest learning rate, after warm-up; for adamw try a third")
     weight_decay: float = option(0.1, "weight decay of the blocks' matrices")
     warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", within="[0, 1e9)")
     max_iters: int = option(600, "training steps")

@@ -296,7 +296,7 @@ GLOSSARY = {  # what a term means, the file that computes it first, and a text o
         "def rotate",
     ),
     "message passing": (
-        "Each node of a graph reads a weighted sum of what its neighbours hold. Attention is that on a graph of tokens.",
+        "Each node of a graph reads a weighted sum of what its neighbours hold: attention, on a graph of tokens.",
         "pyg_free_gat.py",
         "weights @ ",
     ),
