@@ -3,12 +3,15 @@
 import ast
 import importlib.util
 import re
+import tomllib
 
 from conftest import ROOT
 
+from results.run import VERSION
+
 FLOORS = {"data": 0, "results": 1, "studies": 3}  # the rungs and sample.py, which stand in the root, are floor 2
 CODE = [file for pattern in ("*.py", "*/*.py", "*/*/*.py") for file in ROOT.glob(pattern)]
-PROSE = ["README.md", "*.ipynb", "results/README.md", "*/*.sh", ".ci/run", ".github/workflows/*"]
+PROSE = ["*.md", "*.ipynb", "results/*.md", "*/*.sh", ".ci/run", ".github/workflows/*"]
 NAMED = r"(?<![\w/.])((?:data|results|studies|tests)/[\w/-]+\.(?:py|sh))\b"
 RUN = r"python -m ((?:data|results|studies|tests)\.\w+)"
 
@@ -43,3 +46,9 @@ def test_what_is_named_is_there():
         text = file.read_text(encoding="utf-8")
         assert [path for path in re.findall(NAMED, text) if not (ROOT / path).is_file()] == [], file
         assert [module for module in re.findall(RUN, text) if not importlib.util.find_spec(module)] == [], file
+
+
+def test_versions_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == VERSION and f"\n## {VERSION}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert project["dependencies"] == (ROOT / "requirements.txt").read_text(encoding="utf-8").split()

@@ -67,6 +67,15 @@ def test_the_command_of_a_published_run_sets_its_options_today():
         assert {name: today[name] for name in then} == then, folder
 
 
+def snippets():
+    return [block.split("```")[0] for block in README.split("```python\n")[1:]]
+
+
+def test_three_ways_to_average_agree(capsys):
+    exec(snippets()[0], {})
+    assert capsys.readouterr().out == "True True\n"
+
+
 @pytest.mark.parametrize("own", [True, False], ids=["a layer of one's own", "a convolution of PyTorch Geometric"])
 def test_its_layers_train_as_they_stand(monkeypatch, text_file, tmp_path, own):
     if not own:
@@ -76,16 +85,15 @@ def test_its_layers_train_as_they_stand(monkeypatch, text_file, tmp_path, own):
     monkeypatch.setattr(sys, "argv", ["layer.py", *argv_of(**flags)])
     monkeypatch.setattr(pyg_free_gat, "LAYERS", {**LAYERS})
     adapter = (ROOT / "studies" / "pyg.py").read_text(encoding="utf-8")
-    exec(README.split("```python\n")[1].split("```")[0] if own else adapter, {"__name__": "__main__"})
+    exec(snippets()[1] if own else adapter, {"__name__": "__main__"})
     losses = read(tmp_path / "run")["train_loss"]
     assert losses[-1] < losses[0] - 0.5
 
 
 def commands():
-    """The lines of its shell blocks that start a script, each as its words."""
-    blocks = README.split("```sh\n")[1:]
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.split("```")[0].splitlines()]
-    return [words[1:] for words in lines if words[0] == "python" and words[1].endswith(".py")]
+    """The commands of its tables that start a script, each as its words."""
+    lines = [shlex.split(line) for line in re.findall(r"^\| `(python [^`]+)`", README, re.M)]
+    return [words[1:] for words in lines if words[1].endswith(".py")]
 
 
 def test_its_commands_run(monkeypatch, text_file, tmp_path):

@@ -43,7 +43,8 @@ HEADS = {  # the runs whose heads stand side by side
 WRITERS = [*tables.LADDER, ("modern_gpt.py with six blocks, 512 characters at a time", "", "", "long_512", "", "")]
 CURVES = {  # the published runs, each with its seeds, in the order of the tables
     "the ladder": [run for *_, run, _, _ in tables.LADDER] + [*tables.OTHERS],
-    "layers of pyg_free_gat.py": [*tables.LAYERS, *(equal for *_, equal in tables.LAYERS.values() if equal)],
+    "layers of pyg_free_gat.py": [run for run, *_ in tables.LAYERS.values()]
+    + [matched for *_, matched in tables.LAYERS.values() if matched],
     "attentions of windowed_gpt.py": [run for _, run in tables.ATTENTIONS.values()],
     "windows of GAT": [*tables.TEXTS],
     "tokens": [f"tokens_{rung}_{size}" for rung in ("gpt", "modern_gpt") for size in tables.TOKENS],
