@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data import DTYPES, Dataset, total
-from results import SIZES, Flags, Run, option, parse_config, run_main, sample_token
+from results import SIZES, Flags, Run, option, parse_config, recorded, run_main, sample_token, shared_learning_rate
 
 # ---------------------------------------------------------------- Config
 
@@ -40,6 +40,7 @@ class Config(Flags):
     grad_accum: int = option(1, "batches in a step; their gradients are averaged")
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
+    cuda_graph: bool = option(False, "on CUDA, launch all kernels of a step at once; not yet tried on a GPU")
     size: str = option("auto", "small: the defaults; full: a GPU's; auto: full on cuda, else small", choices=SIZES)
     attention: str = option("soft_window", "how far queries look", choices=("plain", "soft_window", "hard_window"))
 
@@ -251,7 +252,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
     # autocast computes matrix products in bfloat16, where that is fast, and the rest in float32.
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16"):
+    fast = model.config.dtype == "bfloat16"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
     return F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction=reduction)
 
@@ -298,7 +300,7 @@ class Muon(torch.optim.Optimizer):
         for p in matrices:
             shapes.setdefault(p.shape, []).append(p)
         groups = [{"params": params} for params in shapes.values()]
-        super().__init__(groups, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": 0.95})
+        super().__init__(groups, {"lr": torch.tensor(1e-3), "weight_decay": weight_decay, "momentum": 0.95})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -315,7 +317,7 @@ class Muon(torch.optim.Optimizer):
             scale = 0.2 * math.sqrt(max(grads.shape[1:]))
             for p, update in zip(params, updates.unbind()):
                 p.mul_(1 - lr * group["weight_decay"])
-                p.add_(update, alpha=-lr * scale)
+                p.addcmul_(update, -lr * scale)
 
 
 def make_optimizers(config, model):
@@ -325,7 +327,8 @@ def make_optimizers(config, model):
     adamw = [{"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         adamw.append({"params": matrices, "weight_decay": config.weight_decay})
-    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True)]  # betas of GPT-3
+    on_cuda = config.device.startswith("cuda")
+    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True, capturable=on_cuda)]  # betas of GPT-3
     if config.optimizer == "muon":
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         optimizers.append(Muon(matrices, config.weight_decay, dtype))
@@ -339,26 +342,32 @@ def learning_rate_at(step, config):
     return config.learning_rate * min(rise, fall)
 
 
+def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
+    """One step of training on batches of x and y, (B, T) each; y is x one token further on. Returns the mean loss."""
+    model.zero_grad()
+    loss = 0
+    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
+        model.require_backward_grad_sync = i == len(batches)  # processes average their gradients once a step
+        micro_loss = loss_of(model, x, y) / len(batches)
+        micro_loss.backward()
+        loss += micro_loss.detach()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # all gradients together get a length of at most 1
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss
+
+
 def train(config: Config, data: Dataset, model: nn.Module):
     optimizers = make_optimizers(config, model)
     run = Run(config, data, model, *optimizers)  # keeps the folder: losses, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model, dynamic=False) if config.compile else model
     replica = run.replicate(compiled)  # under torchrun, averages gradients over the processes; else the model itself
+    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))
+    learning_rate = shared_learning_rate(optimizers, config.device)
     for step in run.steps():
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, config)
-        model.zero_grad()
-        loss = 0
-        for i in range(config.grad_accum):
-            replica.require_backward_grad_sync = i == config.grad_accum - 1  # processes average once a step
-            x, y = data.batch("train")  # (B, T) each; y is x one token further on
-            micro_loss = loss_of(replica, x, y) / config.grad_accum
-            micro_loss.backward()
-            loss += micro_loss.detach()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # all gradients together get a length of at most 1
-        for optimizer in optimizers:
-            optimizer.step()
+        learning_rate.fill_(learning_rate_at(step, config))
+        batches = [data.batch("train") for _ in range(config.grad_accum)]
+        loss = step_on(batches)
         due = step % config.eval_interval == 0 or step == config.max_iters
         run.log(step, loss, evaluate(model, data) if due else None)
     run.finish(generate)

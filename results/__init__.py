@@ -9,6 +9,8 @@ from .main import run_main as run_main
 from .options import SIZES as SIZES
 from .options import Flags as Flags
 from .options import parse_config as parse_config
+from .recording import recorded as recorded
+from .recording import shared_learning_rate as shared_learning_rate
 from .run import Run as Run
 from .sampling import Sampling as Sampling
 from .sampling import sample_text as sample_text

@@ -117,7 +117,7 @@ def make_state(optimizer, saved):
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         parameter.grad = torch.zeros_like(parameter) if i in saved else None
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        group["lr"] = torch.zeros(())
     optimizer.step()
     optimizer.zero_grad()
     for group, rate in zip(optimizer.param_groups, rates):

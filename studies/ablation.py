@@ -22,9 +22,9 @@ import gpt
 import modern_gpt
 import windowed_gpt
 from data import Dataset, choose_dtype
-from results import option, parse, run_main
+from results import option, parse, run_main, shared_learning_rate
 from results.plot import RESULTS
-from studies.measure import by_turns, train_step
+from studies.measure import by_turns
 
 PUBLISHED, REPRODUCED = RESULTS / "published", RESULTS / "reproduced"
 LOSSES, PACES = "ablation.csv", "ablation_seconds.csv"
@@ -168,14 +168,12 @@ def trainer(row, seed, **sizes):
     data = Dataset(config)
     model = build(row, config, data.vocab_size)
     optimizers = modern_gpt.make_optimizers(config, model)
+    learning_rate = shared_learning_rate(optimizers, config.device)
 
     def step(number):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(number, config)
-        warm_up = "+ sequence length warm-up" in adopted
-        x, y = data.batch("train", modern_gpt.context_at(number, config) if warm_up else None)
-        train_step(modern_gpt, model, optimizers, x, y)
+        learning_rate.fill_(rate_at(number, config))
+        T = modern_gpt.context_at(number, config) if "+ sequence length warm-up" in adopted else config.block_size
+        modern_gpt.update(model, optimizers, [data.batch("train", T)])
 
     return model, data, step
 

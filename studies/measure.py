@@ -76,10 +76,12 @@ def optimizers_of(rung, model):
 
 def train_step(rung, model, optimizers, x, y):
     """One step of training, as in the rung's train()."""
-    for optimizer in optimizers:
-        optimizer.zero_grad()
+    if hasattr(rung, "update"):  # from gpt.py on
+        rung.update(model, optimizers, [(x, y)])
+        return
+    model.zero_grad()
     rung.loss_of(model, x, y).backward()
-    if hasattr(rung, "learning_rate_at"):  # the first rungs do not clip
+    if hasattr(rung, "learning_rate_at"):  # transformer.py clips
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()

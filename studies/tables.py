@@ -16,7 +16,7 @@ from studies import ablation
 from studies.ablation import PUBLISHED, spread
 
 ROOT = RESULTS.parent
-PAGES = [page for page in (ROOT / "README.md", RESULTS / "README.md") if page.exists()]
+PAGES = [ROOT / "README.md", *sorted(RESULTS.glob("*.md"))]
 
 # What is new in a rung, the rung to compare it with, its run, what a run of the same rung is said to come to elsewhere,
 # and where Karpathy's lecture comes to it: hours, minutes, seconds.
@@ -40,12 +40,12 @@ OTHERS = {  # further runs of the same rungs: after which rung's, and what is di
     "long_windows": ("modern_gpt.py", "the same with [soft windows](../studies/modern_windows.py)", "1.4571"),
     "long_512": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py) with six blocks, 512 characters at a time", ""),
 }
-LAYERS = {  # the score e_ij, the value of j, and the run with as many parameters as the dot product
-    "dot": ("q_i · k_j / √D", "v_j", "dot"),
-    "gatv2": ("a · LeakyReLU(W_r x_i + W_l x_j)", "W_l x_j", "gatv2_matched"),
-    "gat": ("LeakyReLU(a_dst · h_i + a_src · h_j), h = W x", "h_j", "gat_matched"),
-    "mean": ("0", "W x_j", ""),
-    "max": ("no softmax", "W x_j", ""),
+LAYERS = {  # its run, the score e_ij, the value of j, and the run with as many parameters as the dot product
+    "`dot`": ("dot", "q_i · k_j / √D", "v_j", "dot"),
+    "`gatv2`": ("gatv2", "a · LeakyReLU(W_r x_i + W_l x_j)", "W_l x_j", "gatv2_matched"),
+    "`gat`": ("gat", "LeakyReLU(a_dst · h_i + a_src · h_j), where h = W x", "h_j", "gat_matched"),
+    "`mean`": ("mean", "0", "W x_j", ""),
+    "[max](studies/maximum.py)": ("max", "no weights", "W max_j x_j, in each channel", ""),
 }
 ATTENTIONS = {  # of windowed_gpt.py: what it does, and its run
     "plain": ("attends as `gpt.py`", "gpt"),
@@ -133,9 +133,8 @@ def elsewhere():
 
 def layers():
     yield from head("`--layer`", "score e_ij", "value", "loss", "loss, parameters matched")
-    for run, (score, value, equal) in LAYERS.items():
-        cells = f"{losses(run)[0]:.3f}", spread(losses(equal)) if equal else ""
-        yield row(f"`{run}`", score, value, *cells)
+    for layer, (run, score, value, matched) in LAYERS.items():
+        yield row(layer, score, value, spread(losses(run)), spread(losses(matched)) if matched else "")
 
 
 def matched():

@@ -16,7 +16,7 @@ import gpt
 from data import Dataset, choose_dtype
 from results import parse, run_main
 from studies import measure
-from studies.measure import QUICK, resident, timed, train_step
+from studies.measure import QUICK, resident, timed
 
 SIZES = {"10 MB": 10**7, "100 MB": 10**8, "1 GB": 10**9}
 
@@ -43,8 +43,8 @@ def measured(size, flags, answer):
         memory = f"{(resident('VmHWM') - before) / 1e6:,.0f}" if sys.platform == "linux" else ""
     (data,) = found
     model = gpt.GPT(config, data.vocab_size).to(flags.device)
-    step = partial(train_step, gpt, model, gpt.make_optimizers(config, model))
-    steps = min(timed(lambda: step(*data.batch("train")), flags.device) for _ in range(5))
+    step = partial(gpt.update, model, gpt.make_optimizers(config, model))
+    steps = min(timed(lambda: step([data.batch("train")]), flags.device) for _ in range(5))
     evaluation = timed(lambda: gpt.evaluate(model, data), flags.device)
     over = sum(y.numel() for _, y in data.windows("val"))
     answer.send((seconds, memory, f"{1000 * steps:,.0f}", f"{evaluation:,.1f}", f"{over:,}"))

@@ -23,7 +23,8 @@ from data import Dataset
 
 torch.set_num_threads(1)  # two threads on models this small wait for each other more than they work
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so do those of the processes that tests start
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # what a test shows should not depend on a GPU being there
+if not os.environ.get("TEST_DEVICE"):  # what a test shows should not depend on a GPU being there
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 results.run.SAMPLE_LENGTH = 30  # most of a tiny run would be its sample
 
 ROOT = Path(__file__).parents[1]

@@ -18,6 +18,7 @@ SAME = [
     ("evaluate", GPTS),
     ("loss_of", [*FIRST, "transformer"]),
     ("loss_of", GPTS),
+    ("update", GPTS),
     ("train", FIRST),
     ("train", ALIKE),
     ("main", FIRST[1:]),

@@ -20,7 +20,7 @@ def matrices_and_gradients(steps):
 def step_all(optimizer, parameters, gradients):
     """One step with these gradients at learning rate 0.01."""
     for group in optimizer.param_groups:
-        group["lr"] = 0.01
+        group["lr"] = torch.tensor(0.01)
     for parameter, gradient in zip(parameters, gradients):
         parameter.grad = gradient.clone()
     optimizer.step()
