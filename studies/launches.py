@@ -67,7 +67,7 @@ def tables(flags):
 
 
 class Flags(measure.Flags):
-    pass
+    """Of this study, so that --help shows its docstring."""
 
 
 def main(argv=None):

@@ -1,0 +1,47 @@
+"""Are the published losses right? Evaluates every published weight file over the whole validation split.
+
+python -m studies.verify       # all; python -m studies.verify gpt transformer: these alone
+
+The weights are in half precision, which is the whole of the difference between the loss that was claimed, in the run's
+metrics.csv, and the loss that is measured here. The sha256 are of the weight file and of the text.
+"""
+
+import hashlib
+
+import sample
+from data import Dataset, UserError
+from results import Parser, run_main
+from results.checkpoint import BEST
+from results.metrics import read
+from studies.ablation import PUBLISHED
+
+
+def claimed(folder):
+    """The lowest validation loss in a run's metrics.csv, which is that of its best weights."""
+    return min(loss for loss in read(folder)["val_loss"] if loss is not None)
+
+
+def measured(folder):
+    """The validation loss of a run's weights over the whole validation split, in nats; and the sha256 of the text."""
+    module, model, tokenizer = sample.load(folder, "cpu")
+    data = Dataset(model.config, tokenizer)
+    return module.evaluate(model, data), data.sha256
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("runs", nargs="*", metavar="NAME", help="a folder in results/published/ that has weights")
+    there = {file.parent.name: file for file in sorted(PUBLISHED.glob(f"*/{BEST}"))}
+    names = parser.parse_args(argv).runs or [*there]
+    if unknown := [name for name in names if name not in there]:
+        raise UserError(f"{unknown[0]}: no weights of such a run; there are {', '.join(there)}")
+    print("| run | claimed, nats | measured, nats | difference | sha256 of the weights |\n|---|---|---|---|---|")
+    for name in names:
+        loss, text = measured(PUBLISHED / name)
+        digest, said = hashlib.sha256(there[name].read_bytes()).hexdigest(), claimed(PUBLISHED / name)
+        print(f"| {name} | {said:.6f} | {loss:.6f} | {loss - said:+.6f} | {digest} |", flush=True)
+    print(f"\nsha256 of the text: {text}")
+
+
+if __name__ == "__main__":
+    run_main(main)
