@@ -1,10 +1,11 @@
 """Rung 4: a transformer block: attention, then a feed-forward network, with residual connections and LayerNorm.
 
 New against rung 3: in attention, tokens communicate. Now a feed-forward network of two linear layers lets each token
-compute on what it has read. Neither of the two replaces the token's vector. Each adds to it (a residual, or skip,
-connection), so that in the backward pass gradients flow past both. What runs through all these additions is called the
-residual stream. And each of the two reads the stream through a LayerNorm, which brings every vector to mean 0 and
-variance 1, however much has been added so far.
+compute on what it has read. Neither attention nor the feed-forward network replaces the token's vector. Each adds to it
+(a residual, or skip, connection), so that in the backward pass gradients flow past both. What runs through all these
+additions is called the residual stream. Attention, the feed-forward network and the output layer read the stream
+through a LayerNorm each. It brings every vector to mean 0 and variance 1, however much has been added so far, and then
+scales and shifts each channel by numbers that are learned.
 
 Papers: Vaswani et al., "Attention Is All You Need" (2017, arXiv:1706.03762), sections 3.1 and 3.3. LayerNorm comes
 before attention and feed-forward (pre-norm), as in Xiong et al. (2020, arXiv:2002.04745), and not after them.

@@ -1,17 +1,18 @@
 """Rung 10: GAT over tens of thousands of tokens, exact, without a T x T matrix.
 
-New against rung 6: attention is the GAT of rung 8, in O(T log T) instead of O(T^2). The score is LeakyReLU(s_i + t_j),
-where s_i comes from the query and t_j from the key. LeakyReLU is made of two straight lines, and the exponential of a
-sum is a product:
+New against rung 6: attention is the GAT of rung 8, in O(T log^2 T) instead of O(T^2). The score is
+LeakyReLU(s_i + t_j), where s_i comes from the query and t_j from the key. LeakyReLU is made of two straight lines, and
+the exponential of a sum is a product:
     exp(score_ij) = exp(s_i) exp(t_j)                    where s_i + t_j > 0,
     exp(score_ij) = exp(slope s_i) exp(slope t_j)        elsewhere.
 So the softmax needs, for each query, a sum over the keys with t_j > -s_i and a sum over the others. Once the keys are
 sorted by t, both are prefix sums: running totals, computed once for all queries, of which each query looks up one entry
-on either side of its cut at -s_i. With a causal mask a query may only read keys before it. So the text is halved again
-and again, and each right half reads all of its left half, with one sort for all its queries.
+on either side of its cut at -s_i. With a causal mask a query may only read its own key and those before it. So the text
+is halved again and again, and each right half reads all of the left half beside it, with one sort for all its queries.
 
-That GAT orders the keys in the same way for every query, its weakness in rung 8, is what makes this possible. In a long
-text one order for all is not enough. So scores also fall with the distance, at a pace of its own for each head.
+That GAT orders the keys in the same way for every query, its weakness in rung 8, is what makes this possible. But in a
+long text the same few keys would come first for every query. So scores also fall with the distance, at a pace of its
+own for each head: of two keys, the later one gains. It is still one order for all queries.
 
 Papers: Velickovic et al., "Graph Attention Networks" (arXiv:1710.10903) for the layer; Press et al., ALiBi
 (arXiv:2108.12409) for the distance. results/README.md says what is known of the rest.
@@ -75,7 +76,8 @@ class Config(Flags):
 def dense_attention(query: Tensor, key: Tensor, values: Tensor, slope: float) -> Tensor:
     """What the functions below compute, written out: softmax(LeakyReLU(query_i + key_j)) over j <= i, times the values.
 
-    query and key, the s and t above, are (N, T), values is (N, T, D). Returns (N, T, D). Not used: O(T^2).
+    query and key, the s and t above, are (N, T), values is (N, T, D), where N is B * H. Returns (N, T, D). It
+    takes O(T^2) and is not used.
     """
     scores = F.leaky_relu(query[:, :, None] + key[:, None], slope)  # (N, T, T)
     adjacency = torch.ones_like(scores[0], dtype=torch.bool).tril()  # (T, T)
@@ -92,8 +94,10 @@ def dense_attention(query: Tensor, key: Tensor, values: Tensor, slope: float) ->
 
 
 def add_side(sums, a, query, shift, key, log_weight, rows, count):
-    """Adds to what each query has the sum over its first `count` keys j, in this order, of rows_j times
-    exp(a (query_i + key_j) + log_weight_j - shift_i): a prefix sum. sums is (..., I, K)."""
+    """sums_i += the sum of exp(a (query_i + key_j) + log_weight_j - shift_i) rows_j over the first count_i keys j.
+
+    a is 1 above the cut and `slope` below it. sums is (..., I, K), for I queries, J keys and K numbers in a row.
+    """
     exponents = a * key + log_weight
     top = exponents.amax(dim=-1, keepdim=True)  # subtracted, so that nothing overflows
     prefix = ((exponents - top).exp()[..., None] * rows).cumsum(dim=-2)  # (..., J, K)
@@ -105,8 +109,10 @@ def add_sums(above, below, query, shift, key, log_weight, rows, slope):
     """Every i reads every j: adds the sums over j of exp(LeakyReLU(query_i + key_j) + log_weight_j - shift_i) rows_j.
 
     `above` (..., I, K) gets the sum over the j above the cut, where query_i + key_j > 0, and `below` that over the
-    others. query and shift are (..., I). key and log_weight are (..., J), rows is (..., J, K). LeakyReLU(z) is the
-    larger of z and slope z: if no term of a query has an exponent above 0, neither side has, and nothing overflows.
+    others. query and shift are (..., I). key and log_weight are (..., J), rows is (..., J, K).
+
+    shift keeps every exponent at or below 0, so that nothing overflows. add_side may subtract a maximum over all keys,
+    those beyond the cut too: both z and slope z are at most LeakyReLU(z), so that their exponents are no larger.
     """
     key, order = key.sort(dim=-1)
     log_weight, rows = log_weight.gather(-1, order), pick(rows, order)
@@ -125,7 +131,7 @@ def pick(rows, index):
 
 
 def pieces(parts, size):
-    """Cuts tensors (N, T, ...) into pieces of `size`, (N, pieces, size, ...), and then yields the shorter rest."""
+    """Views of tensors (N, T, ...): their whole pieces (N, pieces, size, ...), then the rest, (N, 1, rest, ...)."""
     T = parts[0].shape[1]
     whole = T // size * size
     if whole:
@@ -135,36 +141,47 @@ def pieces(parts, size):
 
 
 def causal_sums(query, shift, key, log_weight, rows, slope, later=False):
-    """The two sums of add_sums for a causal graph, over j <= i or, if `later`, over j >= i: (N, T, K) each."""
+    """The two sums of add_sums for a causal graph, over j <= i or, if `later`, over j >= i: (N, T, K) each.
+
+    StaticAttention calls it forward and backward, where queries and keys change places:
+                  query         key          log_weight   rows                shift             i reads
+        forward   query part    key part     0            values and a 1      largest score     j <= i
+        backward  key part      query part   -log_sum     gradient and a dot  0                 j >= i
+    N is B * H: every head of every text is by itself.
+    """
     above, below, T = torch.zeros_like(rows), torch.zeros_like(rows), rows.shape[1]
     parts = above, below, query, shift, key, log_weight, rows
     n_few = max(1, 2**16 // T)  # heads at a time: very large temporary tensors are slow to allocate on a CPU
     for few in zip(*(part.split(n_few) for part in parts)) if n_few < len(rows) else [parts]:
-        for up, low, q, m, k, w, r in pieces(few, 64):  # within a piece of 64 tokens, all pairs
+        for up, low, q, s, k, w, r in pieces(few, 64):  # within a piece of 64 tokens, all pairs
             z = q[..., :, None] + k[..., None, :]  # (N, T / 64, 64, 64)
-            p = (F.leaky_relu(z, slope) + w[..., None, :] - m[..., :, None]).exp()
+            p = (F.leaky_relu(z, slope) + w[..., None, :] - s[..., :, None]).exp()
             p = p.triu() if later else p.tril()  # the other pairs may be inf
             up += (p * (z > 0)) @ r
             low += (p * (z <= 0)) @ r
-        for n in (2**k for k in range(6, (T - 1).bit_length())):  # then between the two halves of pieces of 2 n
+        n = 64
+        while n < T:  # then between the two halves of pieces of 2 n: log2(T / 64) levels
             i, j = (slice(n), slice(n, None)) if later else (slice(n, None), slice(n))
             for piece in pieces(few, 2 * n):
-                if piece[0].shape[2] > n:
-                    add_sums(*(part[:, :, i] for part in piece[:4]), *(part[:, :, j] for part in piece[4:]), slope)
+                if piece[0].shape[2] > n:  # or there is no second half
+                    of_queries = [part[:, :, i] for part in piece[:4]]  # views of above, below, ...: they get the sums
+                    of_keys = [part[:, :, j] for part in piece[4:]]
+                    add_sums(*of_queries, *of_keys, slope)
+            n *= 2
     return above, below
 
 
 class StaticAttention(torch.autograd.Function):
-    """dense_attention in O(T log T). Takes query and key (N, T), values (N, T, D), returns (N, T, D)."""
+    """dense_attention in O(T log^2 T). Takes query and key (N, T), values (N, T, D), returns (N, T, D)."""
 
     @staticmethod
     def forward(ctx, query, key, values, slope):
         shift = F.leaky_relu(query + key.cummax(dim=1).values, slope)  # the largest score of each i
         rows = F.pad(values, (0, 1), value=1.0)  # one more channel of ones, which sums the weights themselves
         above, below = causal_sums(query, shift, key, torch.zeros_like(key), rows, slope)
-        total = (above + below)[..., -1:]  # (N, T, 1)
-        out = (above + below)[..., :-1] / total
-        ctx.save_for_backward(query, key, values, out, above / total, shift + total[..., 0].log())
+        weight_sum = (above + below)[..., -1:]  # (N, T, 1)
+        out = (above + below)[..., :-1] / weight_sum
+        ctx.save_for_backward(query, key, values, out, above / weight_sum, shift + weight_sum[..., 0].log())
         ctx.slope = slope
         return out
 
@@ -172,15 +189,17 @@ class StaticAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         """With P the weights and G = grad: dV = P^T G, and dL/dscore_ij = P_ij (G_i . V_j - G_i . out_i)."""
-        # `above` is what the j above the cut give to V and to 1; log_sum is the logarithm of the sum of exponentials.
+        # above[..., :-1] is the part of `out` that comes from the j above the cut, above[..., -1] their share of the
+        # weights. log_sum is the logarithm of the sum of exponentials.
         query, key, values, out, above, log_sum = ctx.saved_tensors
         dot = (grad * out).sum(dim=-1, keepdim=True)  # (N, T, 1)
         # Each j now sums over the i that read it. P_ij = exp(score_ij - log_sum_i): the same sums, i and j exchanged.
         rows, no_shift = torch.cat((grad, dot), dim=-1), torch.zeros_like(key)
+        # steep: over the pairs where LeakyReLU has slope 1; flat: over the others.
         steep, flat = causal_sums(key, no_shift, query, -log_sum, rows, ctx.slope, later=True)
         d_values = (steep + flat)[..., :-1]
-        dP, dots = (steep + ctx.slope * flat).split((values.shape[-1], 1), dim=-1)
-        d_key = (dP * values).sum(dim=-1) - dots[..., 0]
+        with_slopes, dots = (steep + ctx.slope * flat).split((values.shape[-1], 1), dim=-1)  # sums of LeakyReLU' P G
+        d_key = (with_slopes * values).sum(dim=-1) - dots[..., 0]
         # Over all j, dL/dscore_ij adds up to 0: what the steep side has, the flat side has with the other sign.
         read, weight = above.split((values.shape[-1], 1), dim=-1)
         d_query = (1 - ctx.slope) * ((grad * read).sum(dim=-1) - (dot * weight)[..., 0])
@@ -193,8 +212,8 @@ class GAT(nn.Module):
     Without `recency`, r is 0, and this is PyTorch Geometric's GATConv. With it, r is 1/4, 1/16, 1/64 and 1/256 for four
     heads. r j is added to the key's part of the score, and r i is subtracted from the query's, so that every i still
     orders the j in the same way.
-    Takes x (B, T, in_channels), returns (B, T, heads * out_channels). A cache (B, H, block_size, D + 1) keeps h and
-    a_src . h. x is then the whole prompt (past = 0), or one new token, which reads the cache in O(past).
+    Takes x (B, T, in_channels), returns (B, T, heads * out_channels). A cache (B, H, block_size, D + 1) keeps h and the
+    key's part of the score. x is then the whole prompt (past = 0), or one new token, which reads the cache in O(past).
     """
 
     def __init__(self, in_channels, out_channels, heads=1, negative_slope=0.2, recency=False):
@@ -277,8 +296,9 @@ class GPT(nn.Module):
     def initialize(self):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
-        In the layers that write to the residual stream, 2 n_layer of them, it is 0.02 / sqrt(2 n_layer). Then their sum
-        is as large in a deep network as in a shallow one.
+        Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
+        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
+        shallow one.
         """
         for name, parameter in self.named_parameters():
             if ".layer." in name:
@@ -335,7 +355,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
-    # autocast computes matrix products in bfloat16, where that is fast, and the rest in float32.
+    # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
+    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -351,15 +372,16 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
         losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
         characters += data.characters(y)
     model.train()
-    return total(sum(loss.item() for loss in losses)) / total(characters)
+    return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
 
 
 def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
-    """For each matrix U S V^T of M (N, rows, columns), nearly U V^T: five Newton-Schulz iterations in `dtype`.
+    """For each matrix of M (N, rows, columns), with singular value decomposition U S V^T, nearly U V^T.
 
-    Each iteration turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are.
-    The coefficients are chosen to make small singular values grow fast, not to reach exactly 1: five iterations bring
-    everything from 0.002 to 1 between 0.68 and 1.21.
+    That takes five steps of an iteration named after Newton and Schulz, in `dtype`, of matrix products alone. Each
+    turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are. The
+    coefficients make small singular values grow fast, and do not lead exactly to 1: five steps take each in [0.002, 1]
+    to [0.68, 1.21].
     """
     X = M.to(dtype)
     X = X.mT if M.shape[1] > M.shape[2] else X  # wide, so that X X^T is small
@@ -372,7 +394,7 @@ def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along U V^T, where U S V^T is the averaged gradient of a weight matrix.
+    """Steps along U V^T, where U S V^T is the singular value decomposition of a weight matrix's averaged gradient.
 
     The gradient of a matrix is usually dominated by a few directions, those with large singular values S. Without S all
     directions get a step of the same size. By Jordan et al. (2024), with the weight decay and the scale of Liu et al.
@@ -396,16 +418,16 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(grads)
             mean = state["momentum_buffer"].lerp_(grads, 1 - momentum)  # 0.95 mean + 0.05 grads
-            nesterov = grads.lerp(mean, momentum)  # the mean one step ahead
+            nesterov = grads.lerp(mean, momentum)  # Nesterov's momentum: the newest gradient counts once more
             updates = orthogonalize(nesterov, self.dtype)
-            scale = 0.2 * math.sqrt(max(grads.shape[1:]))
+            scale = 0.2 * math.sqrt(max(grads.shape[1:]))  # U V^T has a root mean square of 1 / sqrt(longer side)
             for p, update in zip(params, updates.unbind()):
                 p.mul_(1 - lr * group["weight_decay"])
                 p.addcmul_(update, -lr * scale)
 
 
 def make_optimizers(config, model):
-    """Muon for the matrices in the blocks; AdamW for the rest: embeddings, biases, LayerNorms."""
+    """Muon for the matrices in the blocks; AdamW for all other parameters."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
@@ -431,7 +453,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     model.zero_grad()
     loss = 0
     for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
-        model.require_backward_grad_sync = i == len(batches)  # processes average their gradients once a step
+        model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()
         loss += micro_loss.detach()
@@ -446,8 +468,8 @@ def train(config: Config, data: Dataset, model: nn.Module):
     run = Run(config, data, model, *optimizers)  # keeps the folder: losses, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model, dynamic=False) if config.compile else model
     replica = run.replicate(compiled)  # under torchrun, averages gradients over the processes; else the model itself
-    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))
-    learning_rate = shared_learning_rate(optimizers, config.device)
+    learning_rate = shared_learning_rate(optimizers, config.device)  # a tensor, which a recorded step can read anew
+    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))  # with --cuda_graph in one launch
     for step in run.steps():
         learning_rate.fill_(learning_rate_at(step, config))
         batches = [data.batch("train") for _ in range(config.grad_accum)]

@@ -1,17 +1,19 @@
 """Rung 7: what has changed since GPT-2.
 
 New against rung 6, in the model:
-- rotary positions (RoPE) instead of position embeddings: queries and keys are rotated, so that a score depends on how
-  far apart two tokens are, which the model then need not learn for every pair of positions;
+- rotary positions (RoPE) instead of position embeddings: queries and keys are rotated, so that of the positions only
+  the distance of two tokens enters their score. The model need not learn what holds at each pair of positions;
 - RMSNorm instead of LayerNorm, which does as well with less: no mean is subtracted and no gain is learned;
 - QK-norm: queries and keys are normalized too, so that no score can grow without bound;
 - ReLU squared instead of GELU: simpler, and a little better;
-- no biases, which do little once there are norms, and make fewer parameters and calls;
+- no biases: they do little once there are norms, and without them there are fewer parameters and calls;
 - the layers that write to the residual stream start at 0, so that at first every block passes its input on;
-- an output layer with weights of its own: weight tying saves memory where there are 50,000 tokens, not with 65;
-- a short convolution before attention and before the feed-forward, so that a token knows its neighbours beforehand.
+- an output layer with weights of its own: weight tying saves memory with a vocabulary of 50,000 tokens, not of 65;
+- a short convolution before attention and before the feed-forward, so that each token has seen the three before it.
+
 In training: the learning rate stays at its highest for a while before it falls, and the first windows are short, since
-what is near is learned first. The papers are beside the code, and results/README.md says what each idea gains here.
+what is near is learned first. Learning rate, dropout and weight decay were tuned again. The papers are beside the code,
+and results/README.md says what each idea gains here.
 """
 
 import math
@@ -38,7 +40,7 @@ class Config(Flags):
     learning_rate: float = option(1e-2, "highest learning rate, after warm-up; for adamw try a third")
     weight_decay: float = option(0.1, "weight decay of the blocks' matrices")
     warmup_iters: int = option(50, "steps in which the learning rate rises linearly from 0", within="[0, 1e9)")
-    warmdown_ratio: float = option(0.6, "last share of the steps, in which the learning rate falls", within="[0, 1]")
+    warmdown_ratio: float = option(0.6, "share of the steps, at the end, with a falling learning rate", within="[0, 1]")
     max_iters: int = option(600, "training steps")
     eval_interval: int = option(100, "steps between evaluations")
     optimizer: str = option("muon", "optimizer of the blocks' matrices; all else uses AdamW", choices=("muon", "adamw"))
@@ -78,8 +80,8 @@ def rotation_of(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
     """Rotary positions (Su et al., arXiv:2104.09864): the cosines and sines of the angles for each token, (T, D / 2).
 
     Channels d and d + D / 2 are a pair, a point in the plane. Position p rotates it by the angle p 10000^(-2d/D). The
-    dot product of two rotated points depends on the difference of their angles alone, so q . k depends on the distance
-    between two tokens, not on where they are.
+    dot product of two rotated points depends on the difference of their angles alone, so that of the two positions only
+    the distance enters q . k.
     """
     frequencies = 10000 ** -(torch.arange(0, D, 2, device=positions.device) / D)  # (D / 2,)
     angles = positions[:, None] * frequencies  # (T, D / 2)
@@ -243,7 +245,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
-    # autocast computes matrix products in bfloat16, where that is fast, and the rest in float32.
+    # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
+    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -259,15 +262,16 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
         losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
         characters += data.characters(y)
     model.train()
-    return total(sum(loss.item() for loss in losses)) / total(characters)
+    return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
 
 
 def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
-    """For each matrix U S V^T of M (N, rows, columns), nearly U V^T: five Newton-Schulz iterations in `dtype`.
+    """For each matrix of M (N, rows, columns), with singular value decomposition U S V^T, nearly U V^T.
 
-    Each iteration turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are.
-    The coefficients are chosen to make small singular values grow fast, not to reach exactly 1: five iterations bring
-    everything from 0.002 to 1 between 0.68 and 1.21.
+    That takes five steps of an iteration named after Newton and Schulz, in `dtype`, of matrix products alone. Each
+    turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are. The
+    coefficients make small singular values grow fast, and do not lead exactly to 1: five steps take each in [0.002, 1]
+    to [0.68, 1.21].
     """
     X = M.to(dtype)
     X = X.mT if M.shape[1] > M.shape[2] else X  # wide, so that X X^T is small
@@ -280,7 +284,7 @@ def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along U V^T, where U S V^T is the averaged gradient of a weight matrix.
+    """Steps along U V^T, where U S V^T is the singular value decomposition of a weight matrix's averaged gradient.
 
     The gradient of a matrix is usually dominated by a few directions, those with large singular values S. Without S all
     directions get a step of the same size. By Jordan et al. (2024), with the weight decay and the scale of Liu et al.
@@ -304,16 +308,16 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(grads)
             mean = state["momentum_buffer"].lerp_(grads, 1 - momentum)  # 0.95 mean + 0.05 grads
-            nesterov = grads.lerp(mean, momentum)  # the mean one step ahead
+            nesterov = grads.lerp(mean, momentum)  # Nesterov's momentum: the newest gradient counts once more
             updates = orthogonalize(nesterov, self.dtype)
-            scale = 0.2 * math.sqrt(max(grads.shape[1:]))
+            scale = 0.2 * math.sqrt(max(grads.shape[1:]))  # U V^T has a root mean square of 1 / sqrt(longer side)
             for p, update in zip(params, updates.unbind()):
                 p.mul_(1 - lr * group["weight_decay"])
                 p.addcmul_(update, -lr * scale)
 
 
 def make_optimizers(config, model):
-    """Muon for the matrices in the blocks; AdamW for the rest: embeddings, biases, LayerNorms."""
+    """Muon for the matrices in the blocks; AdamW for all other parameters."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
@@ -348,7 +352,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     model.zero_grad()
     loss = 0
     for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
-        model.require_backward_grad_sync = i == len(batches)  # processes average their gradients once a step
+        model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()
         loss += micro_loss.detach()
@@ -363,8 +367,8 @@ def train(config: Config, data: Dataset, model: nn.Module):
     run = Run(config, data, model, *optimizers)  # keeps the folder: losses, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model, dynamic=False) if config.compile else model
     replica = run.replicate(compiled)  # under torchrun, averages gradients over the processes; else the model itself
-    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))
-    learning_rate = shared_learning_rate(optimizers, config.device)
+    learning_rate = shared_learning_rate(optimizers, config.device)  # a tensor, which a recorded step can read anew
+    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))  # with --cuda_graph in one launch
     for step in run.steps():
         learning_rate.fill_(learning_rate_at(step, config))
         batches = [data.batch("train", context_at(step, config)) for _ in range(config.grad_accum)]

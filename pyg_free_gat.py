@@ -1,11 +1,12 @@
 """Rung 8: a GPT whose attention is graph attention (GAT, GATv2), without PyTorch Geometric.
 
 New against rung 6: attention is message passing on a graph. The nodes are the tokens of a window, and the causal mask
-is the adjacency matrix: token i reads from token j where `adjacency[i, j]` is True. Each token collects what the tokens
-that it reads from hold, weighted. How the weights are found is up to a layer, any module that is called with x and the
-adjacency. In a Graph Attention Network (GAT) the score of an edge is not a dot product. It is a sum that goes through a
-LeakyReLU, which multiplies negative numbers by a small slope and leaves the others as they are. GATv2 goes one step
-further: there the query decides which keys score high.
+is the adjacency matrix: token i reads from token j where `adjacency[i, j]` is True. Each token takes a weighted sum of
+what its neighbours hold, the tokens that it reads from. How the weights are found is up to a layer, any module that is
+called with x and the adjacency. Since a layer may be any module there is no KV cache: as in rung 5, the whole window
+goes through the model for each new token. In a Graph Attention Network (GAT) the score of an edge is not a dot product.
+It is a sum that goes through a LeakyReLU, which multiplies negative numbers by a small slope and leaves the others as
+they are. GATv2 goes one step further: there the query decides which keys score high.
 
 PyTorch Geometric (PyG), the usual library for such networks, goes through a list of edges. Here all T x T scores are
 computed, and those without an edge are masked. That is faster for a graph with as many edges as a causal mask. The
@@ -114,7 +115,8 @@ class GraphAttention(nn.Module):
     """What GAT and GATv2 share. Both take x (B, T, in_channels) and adjacency, (T, T) or (B, T, T) bool.
 
     Both return (B, T, heads * out_channels), or with concat=False the mean over the heads, (B, T, out_channels). With
-    return_attention_weights=True they also return the attention weights (B, H, T, T).
+    return_attention_weights=True they also return the attention weights (B, H, T, T). The options are those of PyTorch
+    Geometric's layers; the GPT below leaves them at their defaults.
     """
 
     def __init__(self, in_channels, out_channels, heads=1, concat=True, dropout=0.0, bias=True, negative_slope=0.2):
@@ -134,7 +136,8 @@ class GraphAttention(nn.Module):
 class GAT(GraphAttention):
     """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j) with h = W x; the values are h_j. PyTorch Geometric's GATConv.
 
-    e_ij grows with something of i plus something of j: every i orders the j in the same way (static attention).
+    An edge j -> i has its source (src) in j, which is read, and its destination (dst) in i, which reads. e_ij grows
+    with something of i plus something of j: every i orders the j in the same way (static attention).
     """
 
     def __init__(self, in_channels, out_channels, heads=1, **options):
@@ -156,7 +159,8 @@ class GAT(GraphAttention):
 class GATv2(GraphAttention):
     """e_ij = a . LeakyReLU(W_r x_i + W_l x_j); the values are W_l x_j. PyTorch Geometric's GATv2Conv.
 
-    i and j meet inside the LeakyReLU: each i can order the j in its own way (dynamic attention).
+    In GAT i and j are each reduced to one number before they meet. Here two vectors are added, each channel goes
+    through the LeakyReLU, and a comes last: each i can order the j in its own way (dynamic attention).
     """
 
     def __init__(self, in_channels, out_channels, heads=1, bias=True, share_weights=False, **options):
@@ -167,11 +171,12 @@ class GATv2(GraphAttention):
         for matrix in (self.lin_l.weight, self.lin_r.weight, self.att[0]):
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, x: Tensor, adjacency: Tensor, return_attention_weights: bool = False, blocks=None):
+    def forward(self, x: Tensor, adjacency: Tensor, return_attention_weights: bool = False, tiles=None):
+        # Under autocast lin_l and lin_r give bfloat16, but scores need float32.
         src = self.lin_l(x).to(self.att.dtype).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
         dst = self.lin_r(x).to(self.att.dtype).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
-        # gatv2_scores(src, dst, self.att[0], self.negative_slope), but fast: see the last section
-        scores = fast_gatv2_scores(src, dst, self.att[0], self.negative_slope, adjacency, blocks)  # (B, H, T, T)
+        # gatv2_scores(src, dst, self.att[0], self.negative_slope), but fast: see 'The same scores, fast' below
+        scores = fast_gatv2_scores(src, dst, self.att[0], self.negative_slope, adjacency, tiles)  # (B, H, T, T)
         return self.aggregate(scores, src, adjacency, return_attention_weights)
 
 
@@ -182,7 +187,7 @@ def gatv2_scores(src: Tensor, dst: Tensor, att: Tensor, slope: float) -> Tensor:
 
 
 class DotProduct(nn.Module):
-    """e_ij = q_i . k_j / sqrt(D); the values are v_j: the attention of gpt.py, with the same initial weights."""
+    """e_ij = q_i . k_j / sqrt(D); the values are v_j: the attention of gpt.py, initialized in the same way."""
 
     def __init__(self, in_channels, out_channels, heads=1):
         super().__init__()
@@ -266,8 +271,9 @@ class GPT(nn.Module):
     def initialize(self):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
-        In the layers that write to the residual stream, 2 n_layer of them, it is 0.02 / sqrt(2 n_layer). Then their sum
-        is as large in a deep network as in a shallow one.
+        Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
+        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
+        shallow one.
         """
         for name, parameter in self.named_parameters():
             if ".layer." in name:
@@ -283,8 +289,8 @@ class GPT(nn.Module):
         adjacency = adjacency_of(self.config.graph, positions)  # (T, T)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         hints = {}
-        if self.config.layer == "gatv2":  # makes its scores fast: see the last section
-            hints["blocks"] = blocks_of(self.config.graph, ids.shape[1], ids.device)
+        if self.config.layer == "gatv2":  # which tiles of the scores have edges, for speed alone
+            hints["tiles"] = tiles_of(self.config.graph, ids.shape[1], ids.device)
         for block in self.blocks:
             x = block(x, adjacency, **hints)  # (B, T, C)
         # Weight tying (arXiv:1608.05859): the output layer shares its weights with the token embedding.
@@ -308,7 +314,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
-    # autocast computes matrix products in bfloat16, where that is fast, and the rest in float32.
+    # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
+    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -324,15 +331,16 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
         losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
         characters += data.characters(y)
     model.train()
-    return total(sum(loss.item() for loss in losses)) / total(characters)
+    return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
 
 
 def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
-    """For each matrix U S V^T of M (N, rows, columns), nearly U V^T: five Newton-Schulz iterations in `dtype`.
+    """For each matrix of M (N, rows, columns), with singular value decomposition U S V^T, nearly U V^T.
 
-    Each iteration turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are.
-    The coefficients are chosen to make small singular values grow fast, not to reach exactly 1: five iterations bring
-    everything from 0.002 to 1 between 0.68 and 1.21.
+    That takes five steps of an iteration named after Newton and Schulz, in `dtype`, of matrix products alone. Each
+    turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are. The
+    coefficients make small singular values grow fast, and do not lead exactly to 1: five steps take each in [0.002, 1]
+    to [0.68, 1.21].
     """
     X = M.to(dtype)
     X = X.mT if M.shape[1] > M.shape[2] else X  # wide, so that X X^T is small
@@ -345,7 +353,7 @@ def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along U V^T, where U S V^T is the averaged gradient of a weight matrix.
+    """Steps along U V^T, where U S V^T is the singular value decomposition of a weight matrix's averaged gradient.
 
     The gradient of a matrix is usually dominated by a few directions, those with large singular values S. Without S all
     directions get a step of the same size. By Jordan et al. (2024), with the weight decay and the scale of Liu et al.
@@ -369,16 +377,16 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(grads)
             mean = state["momentum_buffer"].lerp_(grads, 1 - momentum)  # 0.95 mean + 0.05 grads
-            nesterov = grads.lerp(mean, momentum)  # the mean one step ahead
+            nesterov = grads.lerp(mean, momentum)  # Nesterov's momentum: the newest gradient counts once more
             updates = orthogonalize(nesterov, self.dtype)
-            scale = 0.2 * math.sqrt(max(grads.shape[1:]))
+            scale = 0.2 * math.sqrt(max(grads.shape[1:]))  # U V^T has a root mean square of 1 / sqrt(longer side)
             for p, update in zip(params, updates.unbind()):
                 p.mul_(1 - lr * group["weight_decay"])
                 p.addcmul_(update, -lr * scale)
 
 
 def make_optimizers(config, model):
-    """Muon for the matrices in the blocks; AdamW for the rest: embeddings, biases, LayerNorms."""
+    """Muon for the matrices in the blocks; AdamW for all other parameters."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
@@ -404,7 +412,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     model.zero_grad()
     loss = 0
     for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
-        model.require_backward_grad_sync = i == len(batches)  # processes average their gradients once a step
+        model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()
         loss += micro_loss.detach()
@@ -419,8 +427,8 @@ def train(config: Config, data: Dataset, model: nn.Module):
     run = Run(config, data, model, *optimizers)  # keeps the folder: losses, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model, dynamic=False) if config.compile else model
     replica = run.replicate(compiled)  # under torchrun, averages gradients over the processes; else the model itself
-    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))
-    learning_rate = shared_learning_rate(optimizers, config.device)
+    learning_rate = shared_learning_rate(optimizers, config.device)  # a tensor, which a recorded step can read anew
+    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))  # with --cuda_graph in one launch
     for step in run.steps():
         learning_rate.fill_(learning_rate_at(step, config))
         batches = [data.batch("train") for _ in range(config.grad_accum)]
@@ -433,45 +441,46 @@ def train(config: Config, data: Dataset, model: nn.Module):
 # ---------------------------------------------------------------- The same scores, fast: skip this on a first reading
 
 # gatv2_scores stores a number for each pair of tokens and each channel, several times. This computes the same from
-# blocks of pairs, which makes a whole step of training 1.9 times as fast, and takes far less memory.
+# tiles of pairs, which makes a whole step of training 1.9 times as fast, and takes far less memory.
 
 
-def fast_gatv2_scores(src, dst, att, slope, adjacency, blocks=None):
+def fast_gatv2_scores(src, dst, att, slope, adjacency, tiles=None):
     """gatv2_scores(src, dst, att, slope) where the adjacency has an edge; elsewhere the scores may be anything."""
     if torch.compiler.is_compiling():
-        blocks = []  # compiled code does without
-    elif blocks is None:
-        blocks = blocks_with_edges(adjacency)
-    with torch.autocast(src.device.type, enabled=False):  # scores are small differences of large numbers
-        return GATv2Scores.apply(src, dst, att, slope, blocks)
+        tiles = []  # compiled code uses gatv2_scores itself
+    elif tiles is None:
+        tiles = tiles_with_edges(adjacency)
+    with torch.autocast(src.device.type, enabled=False):  # large terms cancel in part, which needs float32
+        return GATv2Scores.apply(src, dst, att, slope, tiles)
 
 
-def queries_of_a_block(device):
-    return 16 if device.type == "cpu" else 64  # a GPU wants fewer and larger blocks
+def queries_of_a_tile(device):
+    return 16 if device.type == "cpu" else 64  # a GPU wants fewer and larger ones
 
 
-def blocks_with_edges(adjacency):
-    """Blocks that cover all edges: slices of some tokens i, and of the j that any of them reads from in any graph."""
-    T, size, blocks = adjacency.shape[-1], queries_of_a_block(adjacency.device), []
+def tiles_with_edges(adjacency):
+    """Tiles that cover all edges: slices of some tokens i, and of the j that any of them reads from in any graph."""
+    T, size, tiles = adjacency.shape[-1], queries_of_a_tile(adjacency.device), []
     edges = adjacency.reshape(-1, T, T).any(dim=0).cpu()  # waits for a GPU
     for i in range(0, T, size):
         j = edges[i : i + size].any(dim=0).nonzero()
         if len(j):
-            blocks.append((slice(i, min(i + size, T)), slice(int(j[0]), int(j[-1]) + 1)))
-    return blocks
+            tiles.append((slice(i, min(i + size, T)), slice(int(j[0]), int(j[-1]) + 1)))
+    return tiles
 
 
-def blocks_of(graph, T, device):
-    """What blocks_with_edges finds in adjacency_of(graph), or a little more, without looking: nothing has to wait."""
-    size = queries_of_a_block(device)
+def tiles_of(graph, T, device):
+    """What tiles_with_edges finds in adjacency_of(graph), or a little more, without looking: nothing has to wait."""
+    size = queries_of_a_tile(device)
     kind, _, K = graph.partition(":")
     back = int(K) - 1 if kind == "window" else T
     return [(slice(i, min(i + size, T)), slice(max(0, i - back), min(i + size, T))) for i in range(0, T, size)]
 
 
 class GATv2Scores(torch.autograd.Function):
-    """LeakyReLU(z) = slope z + (1 - slope) max(z, 0). Here z_ij = dst_i + src_j, and its
-    max(z_ij, 0) = max(src_j, -dst_i) + dst_i, so that
+    """gatv2_scores with a backward pass of its own, which computes z_ij = dst_i + src_j again instead of storing it.
+
+    LeakyReLU(z) = slope z + (1 - slope) max(z, 0), and max(z_ij, 0) = max(src_j, -dst_i) + dst_i, so that
         a . LeakyReLU(z_ij) = slope a . src_j + a . dst_i + (1 - slope) a . max(src_j, -dst_i)
     Only the last term is over pairs. It takes two passes: the maximum, then its product with a.
 
@@ -480,25 +489,25 @@ class GATv2Scores(torch.autograd.Function):
     """
 
     @staticmethod
-    def parts(src, blocks):
-        """The blocks, each cut into parts of about `room` numbers of z: slices of B, a head, slices of i and j."""
+    def parts(src, tiles):
+        """The tiles, each cut into parts of about `room` numbers of z: slices of B, a head, slices of i and j."""
         B, _, H, D = src.shape
         room = 2**20 if src.device.type == "cpu" else 2**25
-        for i, j in blocks:
+        for i, j in tiles:
             size = max(1, room // ((i.stop - i.start) * (j.stop - j.start) * D))
             yield from ((slice(b, b + size), h, i, j) for b in range(0, B, size) for h in range(H))
 
     @staticmethod
-    def forward(ctx, src, dst, att, slope, blocks):
+    def forward(ctx, src, dst, att, slope, tiles):
         ctx.save_for_backward(src, dst, att)
-        ctx.slope, ctx.blocks = slope, blocks
+        ctx.slope, ctx.tiles = slope, tiles
         if torch.compiler.is_compiling():  # the compiler fuses it, and z is never stored
             return gatv2_scores(src, dst, att, slope)
         a_src = (src * att).sum(dim=-1).mT.contiguous()  # (B, H, T)
         a_dst = (dst * att).sum(dim=-1).mT.contiguous()  # (B, H, T)
         scores = slope * a_src[:, :, None, :] + a_dst[:, :, :, None]  # (B, H, T, T)
         minus_dst, z = -dst, src.new_empty(0)  # all parts share the memory of z
-        for b, h, i, j in GATv2Scores.parts(src, blocks):
+        for b, h, i, j in GATv2Scores.parts(src, tiles):
             z = torch.maximum(src[b, None, j, h], minus_dst[b, i, None, h], out=z.resize_(0))  # (b, i, j, D)
             scores[b, h, i, j].add_(z @ att[h], alpha=1 - slope)
         return scores
@@ -514,7 +523,7 @@ class GATv2Scores(torch.autograd.Function):
             grad_dst = torch.where(y + x > 0, g, ctx.slope * g).sum(dim=2)  # (B, T, H, D)
         else:
             grad_src, grad_dst, z = torch.zeros_like(src), torch.zeros_like(dst), src.new_empty(0)
-            for b, h, i, j in GATv2Scores.parts(src, ctx.blocks):
+            for b, h, i, j in GATv2Scores.parts(src, ctx.tiles):
                 z = torch.add(src[b, None, j, h], dst[b, i, None, h], out=z.resize_(0))  # (b, i, j, D)
                 g = grad[b, h, i, j, None].expand_as(z)
                 G = torch.ops.aten.leaky_relu_backward(g, z, ctx.slope, False, grad_input=z)

@@ -3,11 +3,12 @@
 New against rung 1: each token becomes a vector, its embedding, and a second vector for its position is added. Three
 linear layers make a query, a key and a value from the sum. The dot product of token i's query and token j's key is a
 score. A softmax turns the scores of all j into attention weights that sum to 1, and token i reads the values of the
-tokens j, averaged with these weights. Who may read from whom is a graph, and the causal mask is its adjacency matrix:
-adjacency[i, j] is True where i reads from j, which is where j <= i.
+tokens j, averaged with these weights. Such a set of query, key and value is called an attention head. Who may read from
+whom is a graph, and the causal mask is its adjacency matrix: adjacency[i, j] is True where i reads from j, which is
+where j <= i.
 
-The last linear layer makes logits of what was read. It is called the head too (the language modelling head), and has
-nothing to do with an attention head.
+The last linear layer makes logits of what was read. It is also called a head (the language modelling head), and has
+nothing to do with an attention head. The comparison with counted pairs is gone: it fits a lookup table alone.
 
 Paper: Vaswani et al., "Attention Is All You Need" (2017, arXiv:1706.03762), equation 1.
 """

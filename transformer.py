@@ -1,10 +1,13 @@
 """Rung 5: depth. Blocks are stacked, which makes the transformer of GPT-2.
 
-New against rung 4: several blocks, one after the other, and what such a deep model needs to train well:
+New against rung 4: several blocks, one after the other. The model is larger too, reads longer windows, and sees four
+times as many characters a step. What such a deep model needs to train well:
 - weights start small, those that write to the residual stream smallest (initialize);
 - the output layer shares its weights with the token embedding: weight tying (the end of GPT.forward);
-- dropout: in training, a fraction of the activations is set to 0, so that the model cannot learn the text by heart;
-- weight decay: AdamW pulls the weight matrices in the blocks towards 0, for the same reason (make_optimizer);
+- dropout: in training, a fraction of the activations is set to 0, so that the model cannot learn the text by heart (off
+  by default, as 600 steps read the text only 2.4 times);
+- weight decay: AdamW pulls the weight matrices in the blocks towards 0, for the same reason, and no other parameters
+  (make_optimizer). So far it was PyTorch's default of 0.01 for all of them;
 - the learning rate rises before it falls (warm-up), and a gradient that is too long is shortened (gradient clipping).
 
 Paper: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: GPT-2.
@@ -109,8 +112,9 @@ class GPT(nn.Module):
     def initialize(self):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
-        In the layers that write to the residual stream, 2 n_layer of them, it is 0.02 / sqrt(2 n_layer). Then their sum
-        is as large in a deep network as in a shallow one.
+        Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
+        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
+        shallow one.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):

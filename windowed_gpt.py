@@ -1,9 +1,9 @@
 """Rung 9: a GPT whose adjacency is learned: each query of each head chooses how far back it looks.
 
 New against rung 6: edges need not be on or off. They can have weights, and the weights can depend on the text. Here
-each query predicts a window w. With a soft window (`--attention soft_window`, the default) attention to the token d
-back is multiplied by exp(-d / w): it fades with the distance. A hard window (`--attention hard_window`) ends after w
-tokens. `--attention plain` is gpt.py.
+each query predicts how far it looks, w tokens, which is called its window. With a soft window (`--attention
+soft_window`, the default) attention to the token d back is multiplied by exp(-d / w): it fades with the distance. A
+hard window (`--attention hard_window`) ends: nothing is read from d = w - 1 on. `--attention plain` is gpt.py.
 
 Papers: the windows follow Hartke, github.com/tomhartke/transformer-modifications (2023). A soft window is ALiBi (Press
 et al., arXiv:2108.12409), which subtracts a multiple of the distance from each score, with a multiple that the query
@@ -98,10 +98,11 @@ class Attention(nn.Module):
 
 
 class SoftWindow(Attention):
-    """Multiplies the weight of the token d back by exp(-d / w_i), where query i chooses its window w_i.
+    """Multiplies the weight of the token d back by exp(-d / w_i), then divides the weights by their sum.
 
-    Plainly: scores = q @ k.mT / sqrt(D) - d / w_i, where d = i - j. The window is w_i = 1 + T/2 exp(u_i) with u = W x,
-    so that at first all windows are about half of the context. It has no end: at a distance of w a third is left.
+    Plainly: scores = q @ k.mT / sqrt(D) - d / w_i, where d = i - j. Query i chooses its window by a linear map u of x:
+    w_i = 1 + exp(u_i) block_size / 2, so that at first all windows are about half of the context. A soft window has no
+    end: at a distance of w a third is left.
     """
 
     def __init__(self, config):
@@ -111,7 +112,7 @@ class SoftWindow(Attention):
 
     def one_over_w(self, x):
         """1 / w for each query and head, (B, H, T, 1). It is a sigmoid, so that it is finite for every u."""
-        u = self.window(x).to(self.window.weight.dtype)  # not in bfloat16, in which windows would be off by 4%
+        u = self.window(x).to(self.window.weight.dtype)  # the rest in bfloat16 would put windows off by 4%
         return torch.sigmoid(-u - self.log_half).mT.unsqueeze(-1)
 
     def attend(self, x, q, k, v, past):
@@ -140,16 +141,17 @@ class HardWindow(SoftWindow):
 
     def attend(self, x, q, k, v, past):
         # Queries come in blocks of 128. A block skips the keys that are before the longest window of its queries.
-        slope = self.one_over_w(x).clamp(max=0.99)  # a window below 2 holds one token, whose weight is 1: no log of 0
+        one_over_w = self.one_over_w(x).clamp(max=0.99)  # a window below 2 holds one token, whose weight is 1
         reads = []
         for n in range(0, q.shape[2], self.block):
             rows, end, first = slice(n, n + self.block), min(past + n + self.block, k.shape[2]), 0
             if end > self.block and not torch.compiler.is_compiling():
-                longest = 1 / slope[:, :, rows].amin().nan_to_num().clamp(min=1 / end)  # NaN is left to the loss
+                longest = 1 / one_over_w[:, :, rows].amin().nan_to_num().clamp(min=1 / end)  # a NaN shows in the loss
                 first = max(0, past + n - int(longest))  # waits for a GPU
             i, j = torch.arange(past + n, end, device=x.device)[:, None], torch.arange(first, end, device=x.device)
-            near = 1 - (i - j + 1) * slope[:, :, rows]  # (B, H, i, j): above 0 inside the window
+            near = 1 - (i - j + 1) * one_over_w[:, :, rows]  # (B, H, i, j): above 0 inside the window
             inside = (near > 0) & (i >= j)
+            # log(1 - exp(-near)); `where` comes first too, since a log of 0 would make the gradient NaN.
             bias = torch.log(-torch.expm1(-near.where(inside, 1))).where(inside, -math.inf)
             reads.append(F.scaled_dot_product_attention(q[:, :, rows], k[:, :, first:end], v[:, :, first:end], bias))
         return torch.cat(reads, dim=2)
@@ -195,8 +197,9 @@ class GPT(nn.Module):
     def initialize(self):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
-        In the layers that write to the residual stream, 2 n_layer of them, it is 0.02 / sqrt(2 n_layer). Then their sum
-        is as large in a deep network as in a shallow one.
+        Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
+        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
+        shallow one.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -251,7 +254,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
-    # autocast computes matrix products in bfloat16, where that is fast, and the rest in float32.
+    # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
+    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -267,15 +271,16 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
         losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
         characters += data.characters(y)
     model.train()
-    return total(sum(loss.item() for loss in losses)) / total(characters)
+    return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
 
 
 def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
-    """For each matrix U S V^T of M (N, rows, columns), nearly U V^T: five Newton-Schulz iterations in `dtype`.
+    """For each matrix of M (N, rows, columns), with singular value decomposition U S V^T, nearly U V^T.
 
-    Each iteration turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are.
-    The coefficients are chosen to make small singular values grow fast, not to reach exactly 1: five iterations bring
-    everything from 0.002 to 1 between 0.68 and 1.21.
+    That takes five steps of an iteration named after Newton and Schulz, in `dtype`, of matrix products alone. Each
+    turns every singular value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5 and leaves U and V as they are. The
+    coefficients make small singular values grow fast, and do not lead exactly to 1: five steps take each in [0.002, 1]
+    to [0.68, 1.21].
     """
     X = M.to(dtype)
     X = X.mT if M.shape[1] > M.shape[2] else X  # wide, so that X X^T is small
@@ -288,7 +293,7 @@ def orthogonalize(M: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along U V^T, where U S V^T is the averaged gradient of a weight matrix.
+    """Steps along U V^T, where U S V^T is the singular value decomposition of a weight matrix's averaged gradient.
 
     The gradient of a matrix is usually dominated by a few directions, those with large singular values S. Without S all
     directions get a step of the same size. By Jordan et al. (2024), with the weight decay and the scale of Liu et al.
@@ -312,16 +317,16 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(grads)
             mean = state["momentum_buffer"].lerp_(grads, 1 - momentum)  # 0.95 mean + 0.05 grads
-            nesterov = grads.lerp(mean, momentum)  # the mean one step ahead
+            nesterov = grads.lerp(mean, momentum)  # Nesterov's momentum: the newest gradient counts once more
             updates = orthogonalize(nesterov, self.dtype)
-            scale = 0.2 * math.sqrt(max(grads.shape[1:]))
+            scale = 0.2 * math.sqrt(max(grads.shape[1:]))  # U V^T has a root mean square of 1 / sqrt(longer side)
             for p, update in zip(params, updates.unbind()):
                 p.mul_(1 - lr * group["weight_decay"])
                 p.addcmul_(update, -lr * scale)
 
 
 def make_optimizers(config, model):
-    """Muon for the matrices in the blocks; AdamW for the rest: embeddings, biases, LayerNorms."""
+    """Muon for the matrices in the blocks; AdamW for all other parameters."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "blocks" not in name]
     adamw = [{"params": others, "weight_decay": 0.0}]
@@ -347,7 +352,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     model.zero_grad()
     loss = 0
     for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
-        model.require_backward_grad_sync = i == len(batches)  # processes average their gradients once a step
+        model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()
         loss += micro_loss.detach()
@@ -362,8 +367,8 @@ def train(config: Config, data: Dataset, model: nn.Module):
     run = Run(config, data, model, *optimizers)  # keeps the folder: losses, checkpoints, resumption, Ctrl-C
     compiled = torch.compile(model, dynamic=False) if config.compile else model
     replica = run.replicate(compiled)  # under torchrun, averages gradients over the processes; else the model itself
-    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))
-    learning_rate = shared_learning_rate(optimizers, config.device)
+    learning_rate = shared_learning_rate(optimizers, config.device)  # a tensor, which a recorded step can read anew
+    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))  # with --cuda_graph in one launch
     for step in run.steps():
         learning_rate.fill_(learning_rate_at(step, config))
         batches = [data.batch("train") for _ in range(config.grad_accum)]

@@ -1,11 +1,13 @@
 """What is asked of the rungs. Each file is a question and a command: `python -m studies.speed`, and so on.
 
-How good?     ablation: what each idea of modern_gpt.py gains. tables: writes the tables of both READMEs anew.
+How good?     ablation: what each idea of modern_gpt.py gains. verify: are the published losses right?
               gates, modern_windows, maximum: ideas that were tried, each a run like any other.
 How fast?     speed: a step of every rung. contexts: with longer windows. texts: with longer texts. writing: sampling.
+              launches: how long a GPU waits for Python. gpu.sh: all that is to be seen on a GPU.
               graph_attention: beside PyTorch Geometric. windows: of windowed_gpt.py. lengths: of long_gat.py.
               race: beside nanoGPT. They share measure.
 To look at    pictures: those of the READMEs. page: the ladder as one page for a browser.
 To build on   pyg: any convolution of PyTorch Geometric as the attention of a GPT.
-              reproduce.sh: every published run, by its command.
+              reproduce.sh: every published run, by its command. publish: copies such a run to results/published/.
+              tables: writes the tables of README.md and results/*.md anew.
 """

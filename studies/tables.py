@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and results/README.md anew from the files, each between its markers.
+"""Writes the tables of README.md and results/*.md anew from the files, each between its markers.
 
 python -m studies.tables
 
