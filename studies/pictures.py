@@ -8,7 +8,8 @@ it. head.png: attention, matrix by matrix. block.png: a block of a GPT. tokens.p
 lookup.png: what GAT cannot look up. merge.png: one merge of long_gat.py. attention-RUN.png: what each head attends to.
 rankings.png: the order in which each query ranks the keys, in trained runs of GAT, GATv2 and the dot product.
 windows.png: how far the queries of windowed_gpt.py look. positions.png: the loss by place in the window. The last four
-need the checkpoints that `bash studies/reproduce.sh` leaves in results/reproduced/.
+are of trained runs. Those whose weights are not in results/published/ are drawn once `bash studies/reproduce.sh` has
+left them in results/reproduced/.
 """
 
 import itertools
@@ -566,13 +567,16 @@ def main(argv=None):
     if not flags.run:
         for draw in (draw_losses, draw_graph, draw_head, draw_block, draw_tokens, draw_lookup, draw_merge):
             save(draw.__name__.removeprefix("draw_"), draw())
-        trained = {file.parent.name: file.parent for file in (RESULTS / "reproduced").glob("*/checkpoint.pt")}
-        if trained.keys() >= {"gat", "gatv2", "dot"}:
-            save("rankings", draw_rankings([trained[name] for name in ("gat", "gatv2", "dot")], flags.text))
-        if windowed := [trained[name] for name in ("soft_window", "hard_window") if name in trained]:
-            save("windows", draw_windows(windowed))
-        if long := [trained[name] for name in ("long_gat", "gat_256", "gpt") if name in trained]:
-            save("positions", draw_positions(long))
+        folders = [RESULTS / "published", RESULTS / "reproduced"]
+        trained = {file.parent.name: file.parent for folder in folders for file in folder.glob("*/best.pt")}
+        pictures = {
+            "rankings": (draw_rankings, ("gat", "gatv2", "gpt"), flags.text),
+            "windows": (draw_windows, ("soft_window", "hard_window")),
+            "positions": (draw_positions, ("long_gat", "gat_256", "gpt")),
+        }
+        for name, (draw, needed, *text) in pictures.items():
+            if trained.keys() >= {*needed}:
+                save(name, draw([trained[run] for run in needed], *text))
         runs = [trained[name] for name in ("gpt", "gat", "gatv2") if name in trained]
     for run in runs:
         save(f"attention-{Path(run).resolve().name}", draw_attention(run, flags.text, flags.layers))

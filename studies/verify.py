@@ -2,8 +2,9 @@
 
 python -m studies.verify       # all; python -m studies.verify gpt transformer: these alone
 
-The weights are in half precision, which is the whole of the difference between the loss that was claimed, in the run's
-metrics.csv, and the loss that is measured here. The sha256 are of the weight file and of the text.
+The weights are in half precision. That should be the whole of the difference between the loss that was claimed, in the
+run's metrics.csv, and the loss that is measured here. The last loss is with the 8 bits a weight that the page has. The
+sha256 are of the weight file and of the text.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from results import Parser, run_main
 from results.checkpoint import BEST
 from results.metrics import read
 from studies.ablation import PUBLISHED
+from studies.page.weights import MODELS, in_eight_bits
 
 
 def claimed(folder):
@@ -22,10 +24,17 @@ def claimed(folder):
 
 
 def measured(folder):
-    """The validation loss of a run's weights over the whole validation split, in nats; and the sha256 of the text."""
+    """The validation loss of a run's weights over the whole validation split, in nats, and with weights of 8 bits.
+
+    Last comes the sha256 of the text. With 8 bits it is only measured if the model is in the page, else None.
+    """
     module, model, tokenizer = sample.load(folder, "cpu")
     data = Dataset(model.config, tokenizer)
-    return module.evaluate(model, data), data.sha256
+    loss, rounded = module.evaluate(model, data), None
+    if folder.name in MODELS:
+        model.load_state_dict(in_eight_bits(model.state_dict()))
+        rounded = module.evaluate(model, data)
+    return loss, rounded, data.sha256
 
 
 def main(argv=None):
@@ -35,11 +44,13 @@ def main(argv=None):
     names = parser.parse_args(argv).runs or [*there]
     if unknown := [name for name in names if name not in there]:
         raise UserError(f"{unknown[0]}: no weights of such a run; there are {', '.join(there)}")
-    print("| run | claimed, nats | measured, nats | difference | sha256 of the weights |\n|---|---|---|---|---|")
+    print("| run | claimed, nats | measured, nats | difference | 8 bits | sha256 of the weights |")
+    print("|---" * 6 + "|")
     for name in names:
-        loss, text = measured(PUBLISHED / name)
+        loss, rounded, text = measured(PUBLISHED / name)
         digest, said = hashlib.sha256(there[name].read_bytes()).hexdigest(), claimed(PUBLISHED / name)
-        print(f"| {name} | {said:.6f} | {loss:.6f} | {loss - said:+.6f} | {digest} |", flush=True)
+        page = f"{rounded:.4f}" if rounded else ""
+        print(f"| {name} | {said:.6f} | {loss:.6f} | {loss - said:+.6f} | {page} | {digest} |", flush=True)
     print(f"\nsha256 of the text: {text}")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import train_tiny, write_text
 
+import sample
 from data import UserError
 from studies import page, pictures, tables
 
@@ -27,13 +28,13 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     text = write_text(folder / "corpus.txt")
     text.write_text(text.read_text(encoding="utf-8") + EVIL, encoding="utf-8")
-    train_tiny("gpt", text, folder / "reproduced" / "gpt")
-    train_tiny("pyg_free_gat", text, folder / "reproduced" / "gat", layer="gat")
+    train_tiny("gpt", text, folder / "trained" / "gpt")
+    train_tiny("pyg_free_gat", text, folder / "trained" / "gat", layer="gat")
     train_tiny("windowed_gpt", text, folder / NAME, max_iters=6)
     (folder / NAME / "sample.txt").write_text(f"It wrote {EVIL}", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "RESULTS", folder)
-        patch.setattr(page, "REPRODUCED", folder / "reproduced")
+        patch.setattr(page, "TRAINED", folder / "trained")
         page.main([f"--run={folder / NAME}", f"--text={TEXT}", f"--out={folder / 'ladder.html'}"])
     return folder / "ladder.html", folder
 
@@ -49,18 +50,27 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The page as a fresh clone makes it, with the published weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "RESULTS", tmp_path_factory.mktemp("results"))
+        page.main([f"--out={page.RESULTS / 'ladder.html'}"])
+        return page.RESULTS / "ladder.html"
+
+
 @pytest.fixture
 def opened(made, browser):
-    """Opens the page at an address, in a window so wide. At the end: it said nothing, and no request has left."""
+    """Opens a page at an address, in a window so wide. At the end: it said nothing, and no request has left."""
     said, asked, contexts = [], [], []
 
-    def open_(address="", width=1280, **how):
+    def open_(address="", width=1280, path=None, **how):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **how))
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(made[0].as_uri() + address)
+        tab.goto((path or made[0]).as_uri() + address)
         return tab
 
     yield open_
@@ -91,7 +101,7 @@ def test_it_is_small_and_nothing_in_it_ends_a_script(made):
 def test_its_numbers_are_those_of_the_readme(made):
     data = data_of(made[0])
     for rung, row in zip(data["rungs"], list(tables.ladder())[2:], strict=True):
-        assert row.endswith(f"| {rung['parameters']} | {rung['loss']} | {rung['time']} |") and rung["file"] in row
+        assert f"| **{rung['loss']}** | {rung['parameters']} | {rung['time']} |" in row and rung["file"] in row
     last = {
         run["name"]: f"{run['val'][-1]:.3f} ± {run['spread'][-1]:.3f}" for run in data["curves"] if run["seeds"] > 1
     }
@@ -142,7 +152,7 @@ def test_the_colours_are_those_of_the_tokens():
 
 def test_what_is_missing_is_left_out_and_said(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(page, "RESULTS", tmp_path)
-    monkeypatch.setattr(page, "REPRODUCED", tmp_path / "reproduced")
+    monkeypatch.setattr(page, "TRAINED", tmp_path / "trained")
     monkeypatch.setattr(page, "RUNGS", page.RUNGS[:2])
     for name in ("broken", "gpt-2026-11-22-143005"):
         (tmp_path / name).mkdir()
@@ -153,11 +163,13 @@ def test_what_is_missing_is_left_out_and_said(monkeypatch, tmp_path, capsys):
         f"left out: {tmp_path / 'broken' / 'metrics.csv'}: not the losses of a run (train_loss is nan)"
     ]
     assert sum(line.startswith("left out, what the heads of ") for line in said) == len(page.HEADS)
-    assert said[-1] == str(tmp_path / "ladder.html") and data_of(tmp_path / "ladder.html")["attention"]["models"] == []
+    assert sum(line.startswith("left out, the model of ") for line in said) == len(page.weights.MODELS)
+    data = data_of(tmp_path / "ladder.html")
+    assert said[-1] == str(tmp_path / "ladder.html") and data["attention"]["models"] == data["models"] == []
 
 
 def test_wrong_input_is_one_line(made, tmp_path):
-    runs, thesis = made[1] / "reproduced", tmp_path / "thesis.md"
+    runs, thesis = made[1] / "trained", tmp_path / "thesis.md"
     thesis.write_text("precious")
     for flags, line in {
         ("--run=nowhere",): "nowhere.checkpoint.pt: there is no checkpoint here",
@@ -199,7 +211,7 @@ def test_folds_opens_chooses_and_links(opened):
     lines = (tables.ROOT / "gpt.py").read_text(encoding="utf-8").splitlines()
     number = next(i for i, line in enumerate(lines, 1) if "def learning_rate_at" in line)
     tab = opened(f"#gpt.py-L{number}")
-    assert tab.locator("#diff thead").inner_text().split() == ["block.py", "gpt.py"]
+    assert tab.locator("#diff thead").inner_text().split() == ["transformer.py", "gpt.py"]
     target = tab.locator("tr.target")
     assert target.is_visible() and "def learning_rate_at(step, config):" in target.inner_text()
     equal = next(i for i, line in enumerate(lines, 1) if line == "import torch")  # folds away
@@ -246,7 +258,7 @@ def test_reads_off_what_metrics_csv_says(made, opened):
 
 def test_pointing_at_a_character_shows_the_weights_that_the_model_has(made, opened):
     tab = opened()
-    runs = [made[1] / NAME, *(made[1] / "reproduced" / run for run in ("gpt", "gat"))]
+    runs = [made[1] / NAME, *(made[1] / "trained" / run for run in ("gpt", "gat"))]
     weights = [torch.stack(pictures.weights_of(run, TEXT)[0]) for run in runs]  # (n_layer, H, T, T)
     T = weights[0].shape[-1]
     hidden = len(TEXT) - T  # a context of 16 has the end of the text only
@@ -329,3 +341,113 @@ def test_what_a_run_says_shows_as_text(opened):
     assert tab.locator("#line").inner_text().replace("\xa0", " ") == TEXT
     assert tab.locator("#runs").get_by_role("button", name=NAME).count() == 1
     assert tab.locator("#written figure").count() == len(page.WRITERS) + 1
+
+
+# ---------------------------------------------------------------- The models in the page
+
+PROMPT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun. "
+
+
+def ids_of(tab):
+    return tab.evaluate("text => [...text].map((character) => new Model(data.models[0]).idOf.get(character))", PROMPT)
+
+
+@pytest.mark.parametrize("run", page.weights.MODELS)
+def test_a_model_in_the_page_computes_what_pytorch_does_with_the_same_weights(whole, opened, run):
+    tab, number = opened(path=whole), [*page.weights.MODELS].index(run)
+    module, model, tokenizer = sample.load(page.PUBLISHED / run, "cpu")
+    model.load_state_dict(page.weights.in_eight_bits(model.state_dict()))
+    ids = tokenizer.encode(PROMPT).long()[None, : model.config.block_size]
+    with torch.inference_mode():
+        logits = model.eval()(ids)[0]
+    assert ids[0].tolist() == ids_of(tab)[: ids.shape[1]]
+    read = "([ids, n]) => new Reading(live.models[n]).read(ids).map((logits) => [...logits])"
+    found = torch.tensor(tab.evaluate(read, [ids[0].tolist(), number]))
+    torch.testing.assert_close(found, logits, atol=1e-3, rtol=0)
+    write = """([ids, n]) => {
+        const writer = new Writer(live.models[n]);
+        for (let k = 0; k < 100; k++) {
+            const logits = writer.next(ids);
+            ids.push(logits.indexOf(Math.max(...logits)));
+        }
+        return ids;
+    }"""
+    prompt = tokenizer.encode(PROMPT)[:50].long()[None]
+    theirs = module.generate(model, prompt, 100, top_k=1)[0].tolist()
+    assert tab.evaluate(write, [prompt[0].tolist(), number]) == theirs
+
+
+def test_the_page_of_a_fresh_clone_is_whole(whole, opened):
+    assert whole.stat().st_size < 10e6
+    tab = opened(path=whole)
+    assert tab.locator("#readers .read-by").count() == len(page.weights.MODELS)
+    assert tab.locator(".model h3").all_inner_texts() == [name for name, _ in page.HEADS.values()]
+
+
+def typed(tab, text):
+    tab.locator("#typed").fill(text)
+    tab.wait_for_function("document.getElementById('readers').dataset.read === document.getElementById('typed').value")
+
+
+def test_a_character_is_coloured_by_its_loss(whole, opened):
+    tab = opened(path=whole)
+    typed(tab, "the quality of mercy")
+    module, model, tokenizer = sample.load(page.PUBLISHED / "gpt", "cpu")
+    model.load_state_dict(page.weights.in_eight_bits(model.state_dict()))
+    ids = tokenizer.encode("the quality of mercy").long()
+    with torch.inference_mode():
+        log_p = model.eval()(ids[None])[0].log_softmax(-1)
+    losses = -log_p[:-1].gather(1, ids[1:, None])[:, 0]
+    row = tab.locator(".read-by", has_text="gpt.py").filter(has_not_text="windowed").first
+    titles = [float(span.get_attribute("title").split()[0]) for span in row.locator(".surprise span").all()[1:]]
+    torch.testing.assert_close(torch.tensor(titles), losses, atol=0.0051, rtol=0)
+    assert row.inner_text().splitlines()[1].startswith(f"{losses.mean():.2f} nats: as unsure as among ")
+    row.locator(".surprise span").nth(5).hover()
+    bars = [float(cell) for cell in tab.locator("#guess td").all_inner_texts()][:10]
+    expected = log_p[4].exp().sort(descending=True).values[:10]
+    torch.testing.assert_close(torch.tensor(bars), expected, atol=0.00051, rtol=0)
+
+
+def test_whatever_is_typed_is_text_and_is_told(whole, opened):
+    tab = opened(path=whole)
+    typed(tab, EVIL)
+    assert tab.evaluate("typeof hacked") == "undefined"
+    assert "“<” “/” “>” “=” “1” not among the 65 characters" in " ".join(tab.locator("#told").inner_text().split())
+    typed(tab, "😀 wherefore")
+    assert "“😀” not among" in tab.locator("#told").inner_text()
+    assert tab.locator(".read-by").first.locator(".surprise").inner_text().strip() == "wherefore"
+    typed(tab, "a" * 10_000)
+    assert "first 500 characters" in tab.locator("#told").inner_text()
+    typed(tab, "")
+    assert "a loss needs two characters" in tab.locator(".read-by").first.inner_text()
+
+
+def test_it_writes_what_its_seed_says_and_stops(whole, opened):
+    tab, texts = opened(path=whole), []
+    for _ in range(2):
+        typed(tab, "ROMEO:")
+        tab.locator("#write").click()
+        tab.wait_for_function("document.getElementById('typed').value.length > 60")
+        tab.locator("#write").click()
+        assert tab.locator("#write").inner_text() == "write"
+        texts.append(tab.locator("#typed").input_value())
+    shorter, longer = sorted(texts, key=len)
+    assert longer.startswith(shorter) and len(shorter) > 60
+    typed(tab, "ROMEO")
+    tab.locator("#temperature").fill("0")
+    tab.locator("#step").click()
+    tab.wait_for_function("document.getElementById('typed').value === 'ROMEO:'")
+
+
+def test_heads_read_the_line_that_was_typed(whole, opened):
+    tab = opened(path=whole)
+    typed(tab, "It is the east")
+    tab.get_by_role("button", name="the line you typed").click()
+    card = tab.locator(".model", has=tab.get_by_role("heading", name="gpt.py", exact=True))
+    tab.locator("#line span").nth(13).hover()
+    said = card.locator(".matrix + p").inner_text()
+    _, model, tokenizer = sample.load(page.PUBLISHED / "gpt", "cpu")
+    weights, _ = pictures.weights_of(page.PUBLISHED / "gpt", "It is the east")
+    numbers = torch.tensor([float(number) for number in re.findall(r"\d\.\d{3}", said)])
+    expected = weights[0][0, 13].sort(descending=True).values[: len(numbers)]
+    assert len(numbers) and (numbers - expected).abs().max() < 0.03  # 8 bits a weight

@@ -4,8 +4,8 @@ python -m studies.page
 python -m studies.page --run results/mine --text "To be, or not"  # and what the heads of a run of yours attend to
 
 Any two rungs side by side; the curves of the published runs and of those in results/; what trained heads attend to, and
-one head number by number; what every rung writes. The heads are those of the checkpoints that `bash
-studies/reproduce.sh ladder layers windows` leaves in results/reproduced/. What is missing there is left out.
+one head number by number; what every rung writes. The models of results/published/ are in the page, in 8 bits a number:
+what is typed there, they read and continue. What has no weights there is left out.
 """
 
 import ast
@@ -24,12 +24,14 @@ from data.files import write_output
 from results import option, parse
 from results.plot import MADE_BY, RESULTS, X, read, runs_in
 from studies import tables
-from studies.ablation import PUBLISHED, REPRODUCED, spread
+from studies.ablation import PUBLISHED, spread
 from studies.pictures import HEAD_TEXT, TEXT, head_numbers, weights_of
 
+from . import weights
 from .side_by_side import coloured, stretches
 
 HERE = Path(__file__).parent
+TRAINED = PUBLISHED  # the runs whose weights are in the page
 RUNGS = [rung for rung, *_ in tables.LADDER]
 LINES = (TEXT, "And every day I cannot come to woo", "So I to her and so she yields to me")  # all validate
 HEADS = {  # the runs whose heads stand side by side
@@ -37,7 +39,6 @@ HEADS = {  # the runs whose heads stand side by side
     "gat": ("GAT", "pyg_free_gat.py --layer gat"),
     "gatv2": ("GATv2", "pyg_free_gat.py --layer gatv2"),
     "soft_window": ("soft windows", "windowed_gpt.py"),
-    "hard_window": ("hard windows", "windowed_gpt.py --attention hard_window"),
     "modern_gpt": ("rotary dot product", "modern_gpt.py"),
 }
 WRITERS = [*tables.LADDER, ("modern_gpt.py with six blocks, 512 characters at a time", "", "", "long_512", "", "")]
@@ -50,6 +51,8 @@ CURVES = {  # the published runs, each with its seeds, in the order of the table
     "tokens": [f"tokens_{rung}_{size}" for rung in ("gpt", "modern_gpt") for size in tables.TOKENS],
     "larger models": [*tables.FULL],
 }
+
+SCRIPTS = ("base", "side_by_side", "curves", "models", "live", "attention", "one_head", "samples", "main")
 
 # ---------------------------------------------------------------- Two rungs side by side
 
@@ -143,7 +146,7 @@ def heads_of(name, about, run, texts, layers=""):
 
 
 def attention(flags):
-    """The texts, and the models whose heads read them: that of --run first, then those in results/reproduced/."""
+    """The texts, and the models whose heads read them: that of --run first, then those in results/published/."""
     texts, models = [flags.text] if flags.text else [*LINES], []
     if flags.run:
         if not flags.text:
@@ -151,7 +154,7 @@ def attention(flags):
         models.append(heads_of(Path(flags.run).resolve().name, "your run", flags.run, texts, flags.layers))
     for run, names in HEADS.items():
         try:
-            models.append(heads_of(*names, REPRODUCED / run, texts))
+            models.append(heads_of(*names, TRAINED / run, texts))
         except UserError as error:
             print(f"left out, what the heads of {run} read: {error}")
     return dict(texts=texts, models=models)
@@ -172,12 +175,19 @@ def everything(flags):
     """What the page shows, as JSON has it."""
     read_by_heads = attention(flags)  # first, since --run may be wrong
     mine = [*own(flags.run)]
+    models = []
+    for run in weights.MODELS:
+        try:
+            models.append(weights.file_of(run, TRAINED / run))
+        except UserError as error:
+            print(f"left out, the model of {run} in the page: {error}")
     runs = [(rung, PUBLISHED / run, spread(tables.losses(run)) + " nats") for rung, *_, run, _, _ in WRITERS]
     numbers = [matrix.tolist() for matrix in head_numbers(len(HEAD_TEXT))]
     return dict(
         rungs=[*rungs()],
         pairs=pairs(),
         attention=read_by_heads,
+        models=models,
         curves=[run for _, run in mine] + published(),
         head=dict(text=HEAD_TEXT, numbers=dict(zip(("X", "W_q", "W_k", "W_v", "W_o"), numbers))),
         samples=[*samples(runs + [(folder.name, folder, "yours") for folder, _ in mine])],
@@ -188,7 +198,8 @@ def main(argv=None):
     flags = parse(Flags, argv)
     # Without a "<" no text ends the script that holds it.
     data = json.dumps(everything(flags), separators=(",", ":")).replace("<", "\\u003c")
-    template, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    template = (HERE / "page.html").read_text(encoding="utf-8")
+    script = "\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     page = string.Template(template).substitute(data=data, script=script)
     write_output(flags.out, page.encode(), MADE_BY.encode())
     print(flags.out)

@@ -1,35 +1,45 @@
 // The models of the rungs, to be read beside the Python: the names are the same. A token goes through the model once.
-// What later tokens need of it is kept in a window, as in the KV cache of gpt.py.
+// What later tokens need of it is kept, as in the KV cache of gpt.py.
 
 // ---------------------------------------------------------------- Weights
 
 /** The numbers behind base64: `type` is an array type like Float32Array. */
 function numbersIn(base64, type) {
-  return new type(Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)).buffer);
+  const characters = atob(base64);
+  const bytes = new Uint8Array(characters.length);
+  for (let k = 0; k < bytes.length; k++) bytes[k] = characters.charCodeAt(k);
+  return new type(bytes.buffer);
 }
 
 /** A tensor of the file. A matrix has 8 bits a number, and a scale for each row. */
-function decoded({ shape, numbers, scales }) {
+function decoded({ numbers, scales }) {
   if (!scales) return numbersIn(numbers, Float32Array);
-  const [bytes, scale, columns] = [numbersIn(numbers, Int8Array), numbersIn(scales, Float32Array), shape[1]];
-  return Float32Array.from(bytes, (byte, k) => byte * scale[Math.floor(k / columns)]);
+  return { bytes: numbersIn(numbers, Int8Array), scales: numbersIn(scales, Float32Array) };
 }
 
 // ---------------------------------------------------------------- Layers
 
-/** W x + b, where W has as many columns as x has numbers. */
-function linear(x, { weight, bias }) {
-  const [C, y] = [x.length, new Float32Array(weight.length / x.length)];
+/** W x + b, where W has as many columns as x has numbers. Its bytes are multiplied by the scale of their row at last. */
+function linear(x, { weight: { bytes, scales }, bias }) {
+  const [C, y] = [x.length, new Float32Array(scales.length)];
   for (let row = 0, k = 0; row < y.length; row++) {
-    let sum = bias ? bias[row] : 0;
-    for (let c = 0; c < C; c++, k++) sum += weight[k] * x[c];
-    y[row] = sum;
+    let [sum, other] = [0, 0]; // two sums, since each waits for itself
+    for (let c = 0; c + 1 < C; c += 2, k += 2) {
+      sum += bytes[k] * x[c];
+      other += bytes[k + 1] * x[c + 1];
+    }
+    if (C % 2) sum += bytes[k++] * x[C - 1];
+    y[row] = (sum + other) * scales[row] + (bias ? bias[row] : 0);
   }
   return y;
 }
 
+function rowOf({ bytes, scales }, row) {
+  const C = bytes.length / scales.length;
+  return Float32Array.from(bytes.subarray(row * C, (row + 1) * C), (byte) => byte * scales[row]);
+}
+
 const add = (x, y) => x.map((value, c) => value + y[c]);
-const rowOf = (matrix, row, C) => matrix.subarray(row * C, (row + 1) * C);
 
 function layerNorm(x, { weight, bias }) {
   const mean = x.reduce((a, b) => a + b) / x.length;
@@ -149,9 +159,8 @@ class Model {
   /** One more token at position i of a window; `kept` has a list for each attention. Returns the logits (V). */
   forward(id, i, kept) {
     const { table, token_embedding, position_embedding, attention, block, blocks, norm, head } = this.parts;
-    if (table) return rowOf(table.weight, id, this.vocabulary.length);
-    const C = this.config.n_embd;
-    let x = add(rowOf(token_embedding.weight, id, C), rowOf(position_embedding.weight, i, C));
+    if (table) return rowOf(table.weight, id);
+    let x = add(rowOf(token_embedding.weight, id), rowOf(position_embedding.weight, i));
     if (attention) x = this.attention(attention, x, kept[0]);
     Object.values(blocks ?? (block ? [block] : [])).forEach((part, n) => (x = this.block(part, x, kept[n])));
     if (norm) x = layerNorm(x, norm);
@@ -159,8 +168,8 @@ class Model {
   }
 }
 
-/** A window of text that a model has read: at most T tokens. What was read before is not computed again. */
-class Window {
+/** A window of text as a model has read it: at most T tokens. What was read before is not computed again. */
+class Reading {
   constructor(model) {
     Object.assign(this, { model, ids: [], logits: [], kept: [] });
     const { attention, block, blocks } = model.parts;
@@ -184,13 +193,13 @@ class Window {
 /** Continues a text as the rung's generate does: next(ids) has the logits of the token that follows. */
 class Writer {
   constructor(model) {
-    Object.assign(this, { model, window: new Window(model), start: null });
+    Object.assign(this, { model, reading: new Reading(model), start: null });
   }
 
   next(ids) {
     const { T, cached } = this.model;
     if (!cached || this.start === null) this.start = Math.max(0, ids.length - T);
     if (ids.length - this.start > T) this.start = ids.length - Math.floor((T + 1) / 2); // the last half, once more
-    return this.window.read(ids.slice(this.start)).at(-1);
+    return this.reading.read(ids.slice(this.start)).at(-1);
   }
 }
