@@ -6,8 +6,9 @@ The columns: the median time of a step, its range over the rounds, the ratio to 
 trained on in a second, the floating-point operations a second, and the memory of a step above that of the weights and
 the optimizer. Steps differ in how many characters they have, so the tokens/s of two rungs compare, and their times may
 not. One large matrix product, the last row of two tables, shows what the device reaches at most: a rung's share of that
-is its model FLOP utilisation (PaLM, arXiv:2204.02311). The last tables show how much of a step Muon takes, and how much
-torch.optim.Muon would, which multiplies in bfloat16 whatever the processor is fast at.
+is its model FLOP utilisation (PaLM, arXiv:2204.02311). The first table adds the parts of gpt.py one by one. The last
+tables show how much of a step Muon takes, and how much torch.optim.Muon would, which multiplies in bfloat16 whatever
+the processor is fast at.
 """
 
 import torch
@@ -91,6 +92,13 @@ def tables():
     small = {f"{name}.py": training_step(name) for name in rungs}
     large = {f"{name}.py": training_step(name, **sizes) for name, sizes in full.items() if sizes}
     return {
+        "What the parts of gpt.py buy, one more in each row: a step of training": {
+            "transformer.py": training_step("transformer"),
+            "fused attention: gpt.py --optimizer adamw": training_step("gpt", optimizer="adamw", dtype="float32"),
+            "Muon: gpt.py --dtype float32": training_step("gpt", dtype="float32"),
+            "the dtype that --dtype auto chooses: gpt.py": training_step("gpt"),
+            "compiled: gpt.py --compile": training_step("gpt", compile=True),
+        },
         "A step of training, sizes as by default on a CPU": small | product,
         "A step of training at full size": large | product,
     } | {

@@ -26,7 +26,7 @@ LADDER = [
     ("multi_head.py", "several heads side by side", "single_head.py", "multi_head", "2.28", "1:21:59"),
     ("block.py", "feed-forward, residual connections, LayerNorm", "multi_head.py", "block", "2.17", "1:24:25"),
     ("transformer.py", "depth: blocks stacked, and what they need", "block.py", "transformer", "", "1:37:49"),
-    ("gpt.py", "speed: the same model, trained fast", "transformer.py", "gpt", "1.636", ""),
+    ("gpt.py", "speed: the same model learns more in the same time", "transformer.py", "gpt", "1.636", ""),
     ("modern_gpt.py", "what has changed since GPT-2", "gpt.py", "modern_gpt", "", ""),
     ("pyg_free_gat.py", "attention as message passing: GATv2", "gpt.py", "gatv2", "", ""),
     ("windowed_gpt.py", "each query learns how far it looks", "gpt.py", "soft_window", "", ""),
