@@ -380,9 +380,9 @@ class Muon(torch.optim.Optimizer):
             nesterov = grads.lerp(mean, momentum)  # Nesterov's momentum: the newest gradient counts once more
             updates = orthogonalize(nesterov, self.dtype)
             scale = 0.2 * math.sqrt(max(grads.shape[1:]))  # U V^T has a root mean square of 1 / sqrt(longer side)
+            decay, rate = 1 - lr * group["weight_decay"], -lr * scale
             for p, update in zip(params, updates.unbind()):
-                p.mul_(1 - lr * group["weight_decay"])
-                p.addcmul_(update, -lr * scale)
+                p.mul_(decay).addcmul_(update, rate)
 
 
 def make_optimizers(config, model):

@@ -32,7 +32,7 @@ train windowed_gpt 1 windowed_gpt.py
 train gatv2 1 pyg_free_gat.py
 if [ "$nanogpt" ]; then
     for compile in True False; do
-        note "nanogpt-compile-$compile" bash -c "cd $nanogpt && python data/shakespeare_char/prepare.py && python train.py config/train_shakespeare_char.py --compile=$compile"
+        note "nanogpt-compile-$compile" bash -c "cd $nanogpt && (cd data/shakespeare_char && python prepare.py) && python train.py config/train_shakespeare_char.py --compile=$compile"
     done
 fi
 for seed in 2 3; do

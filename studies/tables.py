@@ -5,6 +5,7 @@ python -m studies.tables
 They are of the runs in results/published/, and of the rungs' own lines (the glossary).
 """
 
+import csv
 import json
 import math
 import re
@@ -32,6 +33,7 @@ LADDER = [
     ("windowed_gpt.py", "each query learns how far it looks", "gpt.py", "soft_window", "", ""),
     ("long_gat.py", "GAT over 4,096 characters", "gpt.py", "long_gat", "", ""),
 ]
+STEPS = "A step of training, sizes as by default on a CPU"  # the table of studies.speed that has all rungs
 LECTURE = "https://www.youtube.com/watch?v=kCc8FmEb1nY"
 OTHERS = {  # further runs of the same rungs: after which rung's, and what is different
     "one_block": ("block.py", "[gpt.py](../gpt.py) with one block, the sizes and steps of block.py", ""),
@@ -94,8 +96,20 @@ def losses(run):
 
 def seconds(run):
     """How long the run with seed 1 trained, evaluations included."""
-    minutes, rest = divmod(round(read(PUBLISHED / run)["seconds"][-1]), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return minutes(read(PUBLISHED / run)["seconds"][-1])
+
+
+def minutes(seconds):
+    whole, rest = divmod(round(seconds), 60)
+    return f"{whole} min {rest} s" if whole else f"{rest} s"
+
+
+def training_time(rung, run):
+    """All steps of a rung, by the median time of a step when all rungs were timed by turns: studies.speed."""
+    with open(PUBLISHED / "speed.csv", encoding="utf-8", newline="") as file:
+        times = [row for row in csv.DictReader(file) if row["what"] == STEPS and row["side"] == rung]
+    seconds = statistics.median(float(row["seconds"]) for row in times)
+    return minutes(seconds * about(run)["config"]["max_iters"])
 
 
 def row(*cells):
@@ -118,7 +132,8 @@ def ladder():
             second = sum(60**power * int(part) for power, part in enumerate(reversed(chapter.split(":"))))
             link = f"[{chapter}]({LECTURE}&t={second}s)"
         compare = f"`{below}`" if below else "chance"
-        yield row(number, f"[{rung}]({rung})", idea, compare, before, loss, parameters(run), seconds(run), link)
+        time = training_time(rung, run)
+        yield row(number, f"[{rung}]({rung})", idea, compare, before, loss, parameters(run), time, link)
 
 
 def elsewhere():

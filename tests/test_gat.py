@@ -15,10 +15,10 @@ from pyg_free_gat import (
     LAYERS,
     GATv2,
     adjacency_of,
-    blocks_of,
-    blocks_with_edges,
     fast_gatv2_scores,
     gatv2_scores,
+    tiles_of,
+    tiles_with_edges,
 )
 from results.metrics import read
 from studies.maximum import Max
@@ -158,9 +158,9 @@ def test_fast_scores_of_gatv2_equal_the_plain_ones(graph, T, D):
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("T", [1, 15, 16, 50])
-def test_the_blocks_of_a_known_graph_cover_those_with_edges(graph, T):
-    known = blocks_of(graph, T, torch.device("cpu"))
-    found = blocks_with_edges(adjacency_of(graph, torch.arange(T)))
+def test_the_tiles_of_a_known_graph_cover_those_with_edges(graph, T):
+    known = tiles_of(graph, T, torch.device("cpu"))
+    found = tiles_with_edges(adjacency_of(graph, torch.arange(T)))
     assert [i for i, _ in known] == [i for i, _ in found]
     assert all(a.start <= b.start and b.stop == a.stop for (_, a), (_, b) in zip(known, found))
 

@@ -376,7 +376,7 @@ WEIGHTS = {
     "one number for all": lambda w: torch.zeros(1).expand(w.shape),
     "huge": lambda w: torch.zeros(1).expand(10**6, 10**6),
     "of float64": torch.Tensor.double,
-    "of float16": torch.Tensor.half,
+    "of bfloat16": torch.Tensor.bfloat16,
     "complex": lambda w: w.to(torch.complex64),
     "sparse": torch.Tensor.to_sparse,
     "without numbers": lambda w: w.to("meta"),

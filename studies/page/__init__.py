@@ -62,7 +62,9 @@ def rungs():
     for rung, idea, below, run, *_ in tables.LADDER:
         code = (tables.ROOT / rung).read_text(encoding="utf-8")
         title, about, *_ = ast.get_docstring(ast.parse(code)).split("\n\n")
-        numbers = dict(parameters=tables.parameters(run), loss=spread(tables.losses(run)), time=tables.seconds(run))
+        numbers = dict(
+            parameters=tables.parameters(run), loss=spread(tables.losses(run)), time=tables.training_time(rung, run)
+        )
         yield dict(file=rung, below=below, idea=idea, title=title, about=about, lines=coloured(code), **numbers)
 
 
