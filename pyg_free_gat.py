@@ -50,7 +50,7 @@ class Config(Flags):
     cuda_graph: bool = option(False, "on CUDA, launch all kernels of a step at once; not yet tried on a GPU")
     size: str = option("auto", "small: the defaults; full: a GPU's; auto: full on cuda, else small", choices=SIZES)
     layer: str = option("", "gat, gatv2 (the default), dot, mean, or a name that you added to LAYERS")
-    graph: str = option("causal", "causal, window:K (the last K tokens) or dilated:K (itself and each K-th before)")
+    graph: str = option("causal", "causal, window:K, dilated:K, stride:K, global:K, random:K, or a sum of these with +")
     out_proj: bool = option(True, "mix what the heads read by a linear layer, as gpt.py does")
     gat_version: str = option("", "PyG's name for --layer gat or gatv2", choices=("", "GATConv", "GATv2Conv"))
 
@@ -76,22 +76,48 @@ class Config(Flags):
         self.layer = layer
         if self.layer not in LAYERS:
             raise ValueError(f"--layer {self.layer}: must be one of {', '.join(LAYERS)}, or one that you add")
-        if not re.fullmatch("causal|(window|dilated):[1-9][0-9]{0,8}", self.graph):
-            raise ValueError(f"--graph {self.graph}: must be causal, window:K or dilated:K, K a number from 1")
+        part = "(causal|(window|dilated|stride|global|random):[1-9][0-9]{0,8})"
+        if not re.fullmatch(rf"{part}(\+{part})*", self.graph):
+            kinds = "causal, window:K, dilated:K, stride:K, global:K, random:K"
+            raise ValueError(f"--graph {self.graph}: must be {kinds}, or a sum of these with +; K is a number from 1")
 
 
 # ---------------------------------------------------------------- Model
 
 
-def adjacency_of(graph: str, positions: Tensor) -> Tensor:
-    """Who reads from whom among tokens at `positions` (T,): (T, T) bool, True where i reads from j (an edge j -> i)."""
-    back = positions[:, None] - positions  # (T, T), how far j lies before i
-    kind, _, K = graph.partition(":")
-    if kind == "window":
-        return (back >= 0) & (back < int(K))
-    if kind == "dilated":
-        return (back >= 0) & (back % int(K) == 0)
-    return back >= 0  # the causal mask
+def adjacency_of(graph: str, positions: Tensor, seed: int = 1) -> Tensor:
+    """Who reads from whom among tokens at `positions` (T,): (T, T) bool, True where i reads from j (an edge j -> i).
+
+    A graph can be a sum: window:16+global:4+random:3 has the edges of all three, as BigBird does (Zaheer et al.,
+    arXiv:2007.14062). In each, every token reads from itself and none from later ones.
+    """
+    i, j = positions[:, None], positions
+    adjacency = i == j  # (T, T)
+    for part in graph.split("+"):
+        match part.split(":"):
+            case ["causal"]:
+                edges = j <= i
+            case ["window", K]:  # the last K tokens
+                edges = i - j < int(K)
+            case ["dilated", K]:  # each K-th token before
+                edges = (i - j) % int(K) == 0
+            case ["stride", K]:  # the tokens at multiples of K
+                edges = j % int(K) == 0
+            case ["global", K]:  # the first K tokens
+                edges = j < int(K)
+            case ["random", K]:  # K tokens before, the same ones for the same seed
+                order = random_numbers(i, j, seed).masked_fill(j >= i, -1)
+                drawn = order.topk(min(int(K), len(positions))).indices  # (T, K)
+                edges = torch.zeros_like(adjacency).scatter(1, drawn, True)
+        adjacency = adjacency | edges
+    return adjacency & (j <= i)
+
+
+def random_numbers(i: Tensor, j: Tensor, seed: int) -> Tensor:
+    """A number below 2^31 for each pair, (T, T) int64: a hash, so that it depends on nothing but i, j and the seed."""
+    x = (i * 73856093 ^ j * 19349663 ^ seed % 2**31 * 83492791) % 2**31
+    x = (x ^ x >> 13) * 1274126177 % 2**31
+    return x ^ x >> 16
 
 
 def edges_of(adjacency: Tensor) -> Tensor:
@@ -286,7 +312,7 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
-        adjacency = adjacency_of(self.config.graph, positions)  # (T, T)
+        adjacency = adjacency_of(self.config.graph, positions, self.config.seed)  # (T, T)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         hints = {}
         if self.config.layer == "gatv2":  # which tiles of the scores have edges, for speed alone
@@ -472,8 +498,8 @@ def tiles_with_edges(adjacency):
 def tiles_of(graph, T, device):
     """What tiles_with_edges finds in adjacency_of(graph), or a little more, without looking: nothing has to wait."""
     size = queries_of_a_tile(device)
-    kind, _, K = graph.partition(":")
-    back = int(K) - 1 if kind == "window" else T
+    parts = [part.partition(":") for part in graph.split("+")]
+    back = max(int(K) - 1 if kind == "window" else T for kind, _, K in parts)
     return [(slice(i, min(i + size, T)), slice(max(0, i - back), min(i + size, T))) for i in range(0, T, size)]
 
 

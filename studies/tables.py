@@ -137,13 +137,13 @@ def ladder():
 
 
 def elsewhere():
-    yield from head("run", "nats", "bits", "elsewhere, nats", "time")
+    yield from head("run", "nats", "bits", "elsewhere, nats")
     for rung, _, _, run, said, _ in LADDER:
         shown = [(f"[{rung}](../{rung})", run, said)]
         shown += [(what, other, said) for other, (after, what, said) in OTHERS.items() if after == rung]
         for what, run, said in shown:
             nats, bits = spread(losses(run)), spread([loss / math.log(2) for loss in losses(run)])
-            yield row(what, nats, bits, said, seconds(run))
+            yield row(what, nats, bits, said)
 
 
 def layers():

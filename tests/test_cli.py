@@ -158,7 +158,7 @@ BAD_OTHERS = {
         ("--layer=gcn", "--layer gcn: must be one of gat, gatv2, dot, mean"),
         ("--layer=gat --gat_version=GATv2Conv", "--layer gat and --gat_version GATv2Conv contradict each other"),
         ("--gat_version=GATv3Conv", "--gat_version GATv3Conv: must be one of GATConv, GATv2Conv"),
-        ("--graph=ring", "--graph ring: must be causal, window:K or dilated:K"),
+        ("--graph=ring", "--graph ring: must be causal, window:K, dilated:K"),
         ("--graph=window:0", "--graph window:0: must be"),
         ("--graph=causal:3", "--graph causal:3: must be"),
     ],

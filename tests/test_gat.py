@@ -25,7 +25,7 @@ from studies.maximum import Max
 from studies.pictures import lookup_accuracy
 
 ALL = {**LAYERS, "max": Max}  # importing studies/maximum.py has added it
-GRAPHS = ["causal", "window:5", "dilated:3"]
+GRAPHS = ["causal", "window:5", "dilated:3", "window:3+global:2+random:2+stride:5"]
 
 
 def causal(T):
@@ -253,8 +253,23 @@ def test_graphs():
     assert torch.equal(adjacency_of("dilated:1", positions), adjacency_of("causal", positions))
     assert adjacency_of("window:3", positions)[7].nonzero().flatten().tolist() == [5, 6, 7]
     assert adjacency_of("dilated:3", positions)[7].nonzero().flatten().tolist() == [1, 4, 7]
+    assert adjacency_of("stride:3", positions)[7].nonzero().flatten().tolist() == [0, 3, 6, 7]
+    assert adjacency_of("global:2", positions)[7].nonzero().flatten().tolist() == [0, 1, 7]
     for graph in GRAPHS:
-        assert adjacency_of(graph, positions).diagonal().all()
+        adjacency = adjacency_of(graph, positions)
+        assert adjacency.diagonal().all() and not adjacency.triu(1).any()
+    parts = [adjacency_of(part, positions) for part in GRAPHS[-1].split("+")]
+    assert torch.equal(adjacency_of(GRAPHS[-1], positions), torch.stack(parts).any(dim=0))
+
+
+def test_a_random_graph_draws_once_for_a_seed_and_evenly():
+    T, K = 200, 3
+    drawn = adjacency_of(f"random:{K}", torch.arange(T), seed=1)
+    assert drawn.sum(dim=1).tolist() == [min(i, K) + 1 for i in range(T)]  # and itself
+    assert torch.equal(adjacency_of(f"random:{K}", torch.arange(50), seed=1), drawn[:50, :50])
+    assert not torch.equal(adjacency_of(f"random:{K}", torch.arange(T), seed=2), drawn)
+    far = [(i - j) / i for i in range(20, T) for j in drawn[i, :i].nonzero().flatten().tolist()]
+    assert 0.4 < sum(far) / len(far) < 0.6 and max(far) > 0.9
 
 
 @pytest.mark.usefixtures("float64")
