@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 from dataclasses import MISSING, field, fields
+from pathlib import Path
 
 from data import UserError
 
@@ -25,8 +26,17 @@ def parse(cls, argv=None):
     return build(cls, read_flags(cls, argv))
 
 
+def program():
+    """What the user calls the program: gpt.py, or studies.page of `python -m studies.page`."""
+    path = Path(sys.argv[0])
+    return f"{path.parents[1].name}.{path.parent.name}" if path.name == "__main__.py" else path.name
+
+
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises UserError where argparse would exit."""
+    """An argparse parser that raises UserError where argparse would exit. A description keeps its line breaks."""
+
+    def __init__(self, **how):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, prog=program(), **how)
 
     def error(self, message):
         raise UserError(message)
@@ -36,7 +46,6 @@ def read_flags(cls, argv, add_config=False, add_help=True):
     """The values of the flags that `argv` has, by name; with or without --config and --help among them."""
     parser = Parser(
         description=sys.modules[cls.__module__].__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=add_help,

@@ -6,10 +6,11 @@ import os
 import re
 import signal
 import sys
-from pathlib import Path
 
 from data import UserError
 from data.processes import leave, several
+
+from .flags import program
 
 
 class Output:
@@ -70,7 +71,7 @@ def run_main(main):
         elif code == 0:
             line, code = f"what it prints could not be written ({sys.stdout.error.strerror})", 1
     if line:
-        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        print(f"{program()}: {line}", file=sys.stderr)
     if code:
         sys.exit(code)
 

@@ -12,6 +12,7 @@ from studies.exercises import judge
 from studies.exercises.catalogue import EXERCISES
 
 NAMES = [*EXERCISES]
+MISSING = "The lines to write are still missing: they take the place of the `raise`."
 MISTAKES = [(name, says) for name in NAMES for says in EXERCISES[name].mistakes]
 OTHERS = [(name, n) for name in NAMES for n in range(len(EXERCISES[name].others))]
 
@@ -47,7 +48,7 @@ def test_there_are_enough_and_each_has_mistakes_and_another_solution():
 def test_without_its_lines_it_says_that_they_are_missing_and_with_them_it_is_right(name, folder, tmp_path):
     exercises.main([name])
     file = folder / f"{name}.py"
-    assert judge.judged(name, file) == {"holds": {}, "says": f"{name}: the lines to write are still missing"}
+    assert judge.judged(name, file) == {"holds": {}, "says": MISSING}
     fill(file, judge.solution(EXERCISES[name]))
     found = judge.judged(name, file)
     assert found["says"] == "" and all(found["holds"].values())
@@ -73,7 +74,9 @@ def test_a_mistake_is_known_however_it_is_written():
         scores = scores + torch.full((T, T), float("-inf")).triu(1)
         weights = F.softmax(scores, dim=1)""",
     )
-    assert says.startswith("Your columns add up to 1, your rows should") and not holds["weights of a row add up to 1"]
+    assert (
+        says.startswith("Your columns add up to 1, your rows should") and not holds["the weights of a row add up to 1"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,13 @@ def test_a_mistake_is_known_however_it_is_written():
         "weights = (": "was never closed",
         "weights = missing": "NameError: name 'missing' is not defined",
         "weights = torch.zeros(B, T, T + 1)": "line ",
-        "print('hello'); raise KeyError('mine')": "it printed: hello",
+        "print('hello'); raise KeyError('mine')": "It printed: hello",
+        "weights = torch.ones(B, T, T)": "I do not recognise this mistake. The first number that is wrong at [0, 0",
+        "raise NotImplementedError\nweights = 1": "so is the `raise`: delete it",
+        "weights = torch.full((B, T, T), math.nan)": "There is a nan at [0, 0, 0]",
+        "weights = None": "TypeError",
+        "return None": "Your lines return nothing (None): is a `return` missing?",
+        "return [v, v]": "is wanted",
     }.items(),
 )
 def test_whatever_a_learner_writes_is_a_sentence(lines, says, folder, monkeypatch, capsys):
@@ -99,7 +108,7 @@ def test_whatever_a_learner_writes_is_a_sentence(lines, says, folder, monkeypatc
 def test_a_function_that_is_gone_is_said(tmp_path):
     file = tmp_path / "loop.py"
     file.write_text("x = 1\n")
-    assert judge.judged("loop", file) == {"holds": {}, "says": "there is no by_loop in it"}
+    assert judge.judged("loop", file) == {"holds": {}, "says": "loop.py has no by_loop any more; --again begins anew"}
 
 
 def test_nothing_of_a_learner_is_overwritten(folder, capsys):
@@ -109,7 +118,7 @@ def test_nothing_of_a_learner_is_overwritten(folder, capsys):
         exercises.main(["loop"])
     exercises.main(["loop", "--again"])
     assert (folder / "loop-1.py").read_text() == "mine\n" and exercises.BEGIN in (folder / "loop.py").read_text()
-    with pytest.raises(UserError, match="there is no exercise 'lop'"):
+    with pytest.raises(UserError, match="there is no exercise 'lop'; did you mean loop"):
         exercises.main(["lop"])
     with pytest.raises(UserError, match="not there yet"):
         exercises.main(["mask", "--check"])
@@ -141,8 +150,8 @@ def test_a_function_of_a_notebook_is_judged(capsys):
 
     exercises.check("mask", forward)
     said = capsys.readouterr().out
-    assert "There is no mask yet" in said and "does not  no later token is read" in said
-    with pytest.raises(UserError, match="there is no exercise"):
+    assert "There is no mask yet" in said and "no   later tokens have no influence" in said
+    with pytest.raises(UserError, match="did you mean mask"):
         exercises.check("masks", forward)
 
 

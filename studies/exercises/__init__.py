@@ -11,6 +11,7 @@ exercises/mask.py is a whole rung: once it is right, `python exercises/mask.py` 
 `from studies import exercises` and `exercises.check("mask", forward)` judge a function of a cell.
 """
 
+import difflib
 import itertools
 import json
 import subprocess
@@ -23,11 +24,22 @@ from data import UserError
 from data.files import write_atomically
 from results import Parser
 from studies.exercises.catalogue import EXERCISES
-from studies.exercises.judge import ROOT, described, located, module_of, solution, source_of, verdict
+from studies.exercises.judge import (
+    BEGIN,
+    END,
+    ROOT,
+    Wrong,
+    described,
+    located,
+    marks_of,
+    module_of,
+    solution,
+    source_of,
+    verdict,
+)
 
 FOLDER = ROOT / "exercises"
 LIMIT = 30  # seconds that a check may take
-BEGIN, END = "# Your lines begin here.", "# Your lines end here."
 PATH = """import sys
 from pathlib import Path
 
@@ -60,7 +72,7 @@ def written(name):
     lines, start, end = located(exercise, source_of(exercise))
     indent = lines[start][: len(lines[start]) - len(lines[start].lstrip())]
     comment = [f"# {line}" for line in textwrap.wrap(task_of(exercise), 116 - len(indent))]
-    todo = [BEGIN, *comment, f'raise NotImplementedError("{name}: the lines to write are still missing")', END]
+    todo = [BEGIN, *comment, f'raise NotImplementedError("{name}")  # your lines take the place of this one', END]
     lines[start:end] = [indent + line for line in todo]
     text = "\n".join(lines) + "\n"
     after = text.index('"""', 3) + 3  # its docstring comes first
@@ -71,7 +83,7 @@ def write(name, again):
     path = FOLDER / f"{name}.py"
     FOLDER.mkdir(exist_ok=True)
     if path.exists() and not again:
-        raise UserError(f"{path}: there already; --again begins anew and keeps it under another name")
+        raise UserError(f"{path} is there already: --check judges it, --again begins anew and keeps it as {name}-1.py")
     if path.exists():
         aside = next(p for n in itertools.count(1) if not (p := FOLDER / f"{name}-{n}.py").exists())
         path.rename(aside)
@@ -85,7 +97,7 @@ def write(name, again):
 
 def told(holds, says):
     """A verdict as lines of text."""
-    lines = [f"{'holds     ' if true else 'does not  '}{name}" for name, true in holds.items()]
+    lines = [f"{'yes' if true else 'no '}  {name}" for name, true in holds.items()]
     return "\n".join([*lines, says] if says else lines)
 
 
@@ -94,6 +106,7 @@ def check_file(name):
     path = existing(name)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
+        print("checking ...", flush=True)
         command = [sys.executable, "-m", "studies.exercises.judge", name, str(path), str(answer)]
         try:
             done = subprocess.run(command, cwd=ROOT, timeout=LIMIT, capture_output=True, text=True, errors="replace")
@@ -101,7 +114,7 @@ def check_file(name):
             print(f"It did not end within {LIMIT} seconds: is there an endless loop?")
             return False
         if done.stdout.strip():
-            print(f"it printed: {done.stdout.strip()[:500]}")
+            print(f"It printed: {done.stdout.strip()[:300]}")
         if not answer.exists():
             last = (done.stderr.strip().splitlines() or [""])[-1]
             print(f"It ended before it was judged, with exit code {done.returncode}. {last}".strip())
@@ -111,15 +124,15 @@ def check_file(name):
     right = bool(found["holds"]) and all(found["holds"].values())
     if right:
         remember(name, done=True)
-        print(f"Right. python {path.relative_to(ROOT)} trains it." if "/" not in EXERCISES[name].file else "Right.")
+        rung = "" if "/" in EXERCISES[name].file else f" python {path.relative_to(ROOT)} trains it."
+        later = [*EXERCISES][[*EXERCISES].index(name) + 1 :]
+        print(f"Right.{rung} --solution shows the rung's lines." + f" Next: {later[0]}." * bool(later))
     return right
 
 
 def check(name, function):
     """Judges a function of a notebook's cell in the place of an exercise's definition; prints what was found."""
-    if name not in EXERCISES:
-        raise UserError(f"there is no exercise {name!r}; there are {', '.join(EXERCISES)}")
-    exercise = EXERCISES[name]
+    exercise = EXERCISES[named(name)]
     module = module_of(source_of(exercise))
     *owners, last = exercise.definition.split(".")
     target = module
@@ -128,9 +141,26 @@ def check(name, function):
     setattr(target, last, function)
     try:
         holds, says = verdict(exercise, module)
+    except Wrong as error:
+        holds, says = {}, str(error)
     except Exception as error:
         holds, says = {}, described(error, getattr(function, "__code__", None) and function.__code__.co_filename)
-    print(told(holds, says))
+    print(told(holds, says or "Right."))
+
+
+def named(name):
+    """The exercise of this name, or of this number in the list. Raises UserError."""
+    names = [*EXERCISES]
+    if name.isdecimal() and 0 < int(name) <= len(names):
+        return names[int(name) - 1]
+    if name.lower() not in EXERCISES:
+        close = difflib.get_close_matches(name.lower(), names, n=1)
+        raise UserError(
+            f"there is no exercise {name!r}; did you mean {close[0]}?"
+            if close
+            else f"there is no exercise {name!r}; python -m studies.exercises lists them"
+        )
+    return name.lower()
 
 
 def existing(name):
@@ -141,7 +171,6 @@ def existing(name):
 
 
 def hint(name):
-    existing(name)
     hints, given = EXERCISES[name].hints, state().get(name, {}).get("hints", 0)
     remember(name, hints=min(given + 1, len(hints)))
     for number, text in enumerate(hints[: given + 1], 1):
@@ -151,9 +180,7 @@ def hint(name):
 
 
 def compare(name):
-    text = existing(name).read_text(encoding="utf-8")
-    _, _, after = text.partition(BEGIN)
-    mine, _, _ = after.partition(END)
+    mine = marks_of(existing(name).read_text(encoding="utf-8"))
     print("Yours:\n")
     print(textwrap.indent(textwrap.dedent(mine).strip("\n") or "(the marks around your lines are gone)", "    "))
     print("\nThe rung's:\n")
@@ -164,8 +191,8 @@ def show_list():
     kept = state()
     for number, (name, exercise) in enumerate(EXERCISES.items(), 1):
         mark = "done" if kept.get(name, {}).get("done") else "begun" if (FOLDER / f"{name}.py").exists() else ""
-        print(f"{number:2}  {name:14} {mark:6} {Path(exercise.file).name}.py, {exercise.definition}")
-        print(textwrap.indent(textwrap.fill(task_of(exercise).split(". ")[0].split(": ")[0] + ".", 90), " " * 26))
+        print(f"{number:2}  {name:14} {mark:6} {exercise.title} ({Path(exercise.file).name}.py)")
+    print("\nBegin with: python -m studies.exercises loop")
 
 
 def main(argv=None):
@@ -178,13 +205,14 @@ def main(argv=None):
     what.add_argument("--again", action="store_true", help="begin anew, and keep the former file under another name")
     flags = parser.parse_args(argv)
     if flags.name is None:
+        if flags.check or flags.hint or flags.solution or flags.again:
+            raise UserError("which exercise? python -m studies.exercises lists them")
         return show_list()
-    if flags.name not in EXERCISES:
-        raise UserError(f"there is no exercise {flags.name!r}; there are {', '.join(EXERCISES)}")
+    name = named(flags.name)
     if flags.check:
-        sys.exit(not check_file(flags.name))
+        sys.exit(not check_file(name))
     if flags.hint:
-        return hint(flags.name)
+        return hint(name)
     if flags.solution:
-        return compare(flags.name)
-    return write(flags.name, flags.again)
+        return compare(name)
+    return write(name, flags.again)

@@ -11,12 +11,14 @@ import torch
 class Exercise:
     """Lines of a file to write anew.
 
-    file: the rung, without .py. definition: the function or method, like Attention.forward. first, last: how the first
-    and the last line begin that are taken out. task: what to write. probe: takes the module and returns what the lines
-    compute, a tensor or a list of them. properties: name -> function of the module that is True if the property holds.
-    mistakes: what to say -> lines that make this mistake. others: further right solutions, for the tests.
+    title: what it is, in a few words. file: the rung, without .py. definition: the function or method, like
+    Attention.forward. first, last: how the first and the last line begin that are taken out. task: what to write.
+    probe: takes the module and returns what the lines compute, a tensor or a list of them. properties: name ->
+    function of the module that is True if the property holds. mistakes: what to say -> lines that make this
+    mistake. others: further right solutions, for the tests.
     """
 
+    title: str
     file: str
     definition: str
     first: str
@@ -217,10 +219,11 @@ def single_head_output(module):
 
 # ---------------------------------------------------------------- The exercises
 
-CAUSAL = {"no later token is read": lambda module: reads_nothing_later(attention_of(module))}
+CAUSAL = {"later tokens have no influence": lambda module: reads_nothing_later(attention_of(module))}
 
 EXERCISES = {
     "counts": Exercise(
+        title="the loss of a table of counted pairs",
         file="bigram",
         definition="counted_loss",
         first="table = (train + 1)",
@@ -270,7 +273,8 @@ EXERCISES = {
         ],
     ),
     "loop": Exercise(
-        file="studies/exercises/averages",
+        title="the mean of all rows so far, by a loop",
+        file="studies/exercises/average_loop",
         definition="by_loop",
         first="means = []",
         last="return torch.stack",
@@ -281,8 +285,8 @@ EXERCISES = {
         ],
         probe=average("by_loop"),
         mistakes={
-            "Row i is missing in its own mean: x[:i] ends before i.": """
-                return torch.stack([x[: max(i, 1)].mean(dim=0) for i in range(len(x))])""",
+            "Row i is missing in its own mean: x[:i] ends before i, so take x[: i + 1].": """
+                return torch.stack([x[:i].mean(dim=0) for i in range(len(x))])""",
             "Each row is the mean of all rows, later ones too.": """
                 return torch.stack([x.mean(dim=0) for i in range(len(x))])""",
             "That is the sum. Divide by the number of rows, i + 1.": """
@@ -293,7 +297,8 @@ EXERCISES = {
         others=["return x.cumsum(dim=0) / torch.arange(1, len(x) + 1)[:, None]"],
     ),
     "matrix": Exercise(
-        file="studies/exercises/averages",
+        title="the same, by a triangular matrix",
+        file="studies/exercises/average_matrix",
         definition="by_matrix",
         first="adjacency = ",
         last="return weights",
@@ -319,7 +324,8 @@ EXERCISES = {
         others=["return torch.tril(torch.ones(T, T)).div(torch.arange(1.0, T + 1)[:, None]).matmul(x)"],
     ),
     "softmax": Exercise(
-        file="studies/exercises/averages",
+        title="the same, by a softmax of masked zeros",
+        file="studies/exercises/average_softmax",
         definition="by_softmax",
         first="adjacency = ",
         last="return scores",
@@ -349,6 +355,7 @@ EXERCISES = {
         ],
     ),
     "scores": Exercise(
+        title="dot products, divided by sqrt(D)",
         file="single_head",
         definition="Attention.forward",
         first="scores = q @",
@@ -372,19 +379,23 @@ EXERCISES = {
         ],
     ),
     "mask": Exercise(
+        title="attention weights: scores, causal mask, softmax",
         file="single_head",
         definition="Attention.forward",
         first="adjacency = ",
         last="weights = ",
-        task="""From q and k, (B, T, D) each, make the attention weights (B, T, T): the scores q . k / sqrt(D), masked
-        so that no token reads from a later one, and a softmax over each row. C and T are there, and `math`.""",
+        task="""Set `weights` (B, T, T) to the attention weights, from q and k, (B, T, D) each: the scores q . k /
+        sqrt(D), masked so that no token reads from a later one, and a softmax over each row. There is one
+        head, so that D is C. B, T, C and `math` are there. (On a GPU the mask has to be there too:
+        device=x.device.)""",
         hints=[
+            "The scores: q @ k.transpose(-2, -1) is (B, T, T).",
             "The adjacency is torch.ones(T, T, dtype=torch.bool, device=x.device).tril().",
             "Before the softmax, scores without an edge become -math.inf: masked_fill(~adjacency, -math.inf).",
             "weights = scores.softmax(dim=-1)",
         ],
         probe=single_head_output,
-        properties={"weights of a row add up to 1": rows_sum_to_one, **CAUSAL},
+        properties={"the weights of a row add up to 1": rows_sum_to_one, **CAUSAL},
         mistakes={
             "Your columns add up to 1, your rows should: the softmax is over the last dimension.": """
                 adjacency = torch.ones(T, T, dtype=torch.bool).tril()
@@ -398,6 +409,28 @@ EXERCISES = {
                 adjacency = torch.ones(T, T, dtype=torch.bool).triu()
                 scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~adjacency, -math.inf)
                 weights = scores.softmax(dim=-1)""",
+            "masked_fill fills where its mask is True: it has to be ~adjacency.": """
+                adjacency = torch.ones(T, T, dtype=torch.bool).tril()
+                scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(adjacency, -math.inf)
+                weights = scores.softmax(dim=-1)""",
+            "A token should also read from itself: tril() keeps the diagonal, tril(-1) does not.": """
+                adjacency = torch.ones(T, T, dtype=torch.bool).tril(-1)
+                scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~adjacency, -math.inf)
+                weights = scores.softmax(dim=-1)""",
+            "The keys have to be transposed: q @ k.transpose(-2, -1).": """
+                adjacency = torch.ones(T, T, dtype=torch.bool).tril()
+                weights = (q @ k / math.sqrt(q.shape[-1])).masked_fill(~adjacency, -math.inf).softmax(dim=-1)""",
+            "Query and key have changed places: scores[i, j] is query i with key j.": """
+                adjacency = torch.ones(T, T, dtype=torch.bool).tril()
+                scores = (k @ q.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~adjacency, -math.inf)
+                weights = scores.softmax(dim=-1)""",
+            "You divide by D, not by its square root.": """
+                adjacency = torch.ones(T, T, dtype=torch.bool).tril()
+                scores = (q @ k.transpose(-2, -1) / q.shape[-1]).masked_fill(~adjacency, -math.inf)
+                weights = scores.softmax(dim=-1)""",
+            "The softmax is over the wrong dimension (your columns add up to 1), and sqrt(D) is missing.": """
+                adjacency = torch.ones(T, T, dtype=torch.bool).tril()
+                weights = (q @ k.transpose(-2, -1)).masked_fill(~adjacency, -math.inf).softmax(dim=1)""",
             "There is no mask yet: each token reads from all.": """
                 weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)""",
             "The division by sqrt(D) is missing.": """
@@ -420,6 +453,7 @@ EXERCISES = {
         ],
     ),
     "heads": Exercise(
+        title="queries, keys and values split into heads",
         file="multi_head",
         definition="Attention.forward",
         first="q = self.query",
@@ -435,6 +469,11 @@ EXERCISES = {
             "A head has each H-th channel. Its channels are neighbours: view(B, T, H, D), not (B, T, D, H).": """
                 layers = self.query, self.key, self.value
                 q, k, v = (f(x).view(B, T, -1, self.n_head).permute(0, 3, 1, 2) for f in layers)""",
+            "H has to come before T: view gives (B, T, H, D), and transpose(1, 2) makes that (B, H, T, D).": """
+                q, k, v = (f(x).view(B, T, self.n_head, -1) for f in (self.query, self.key, self.value))""",
+            "Query and key have changed places.": """
+                layers = self.key, self.query, self.value
+                q, k, v = (f(x).view(B, T, self.n_head, -1).transpose(1, 2) for f in layers)""",
             "The key is made by the layer of the query.": """
                 layers = self.query, self.query, self.value
                 q, k, v = (f(x).view(B, T, self.n_head, -1).transpose(1, 2) for f in layers)""",
@@ -449,6 +488,7 @@ EXERCISES = {
         ],
     ),
     "concatenate": Exercise(
+        title="what the heads have read, concatenated and projected",
         file="multi_head",
         definition="Attention.forward",
         first="return self.projection",
@@ -474,6 +514,7 @@ EXERCISES = {
         others=["return self.projection(torch.cat(read.unbind(dim=1), dim=-1))"],
     ),
     "block": Exercise(
+        title="residual connections and pre-norm",
         file="block",
         definition="Block.forward",
         first="x = x + self.attention",
@@ -502,6 +543,18 @@ EXERCISES = {
                 return x + self.feed_forward(x)""",
             "The feed-forward network should read the x to which attention has added.": """
                 return x + self.attention(self.norm_1(x)) + self.feed_forward(self.norm_2(x))""",
+            "There is no LayerNorm: each part reads norm(x).": """
+                x = x + self.attention(x)
+                return x + self.feed_forward(x)""",
+            "LayerNorm comes before each part, self.attention(self.norm_1(x)), not after it.": """
+                x = x + self.norm_1(self.attention(x))
+                return x + self.norm_2(self.feed_forward(x))""",
+            "The two LayerNorms have changed places.": """
+                x = x + self.attention(self.norm_2(x))
+                return x + self.feed_forward(self.norm_1(x))""",
+            "The second addition is to the first x: what attention has added is lost.": """
+                h = x + self.attention(self.norm_1(x))
+                return x + self.feed_forward(self.norm_2(h))""",
             "The feed-forward network's residual connection is missing.": """
                 x = x + self.attention(self.norm_1(x))
                 return self.feed_forward(self.norm_2(x))""",
@@ -513,6 +566,7 @@ EXERCISES = {
         ],
     ),
     "initialize": Exercise(
+        title="why deep networks start small",
         file="transformer",
         definition="GPT.initialize",
         first="for name, parameter",
@@ -570,6 +624,7 @@ EXERCISES = {
         ],
     ),
     "warmup": Exercise(
+        title="a learning rate that rises and falls",
         file="transformer",
         definition="learning_rate_at",
         first="rise = ",
@@ -608,13 +663,19 @@ EXERCISES = {
         ],
     ),
     "cache": Exercise(
+        title="the KV cache",
         file="gpt",
         definition="Attention.forward",
         first="cache[:, :, :, past",
         last="k, v = cache",
         task="""Write the new keys and values, k and v (B, H, T, D), into the KV cache (2, B, H, block_size, D) at the
-        places past to past + T, and set k and v to all that the cache has so far, (B, H, past + T, D) each.""",
-        hints=["torch.stack((k, v)) is (2, B, H, T, D).", "k, v = cache[:, :, :, : past + T]"],
+        places past to past + T, and set k and v to all that the cache has so far, (B, H, past + T, D) each.
+        cache[0] has the keys and cache[1] the values; places after past + T are empty.""",
+        hints=[
+            "The places of the new tokens are cache[:, :, :, past : past + T].",
+            "torch.stack((k, v)) is (2, B, H, T, D), as large as these places.",
+            "Then k, v = cache[:, :, :, : past + T].",
+        ],
         probe=with_cache,
         mistakes={
             "The cache is written one place off: the first new token is at `past`.": """
@@ -623,6 +684,11 @@ EXERCISES = {
                 k, v = (torch.cat((cache[n][:, :, :1], part[:, :, :-1]), dim=2) for n, part in enumerate((k, v)))""",
             "Only the new keys and values are used: the query should read those before it too.": """
                 cache[:, :, :, past : past + T] = torch.stack((k, v))""",
+            "The new tokens' own keys and values are missing: read up to past + T.": """
+                cache[:, :, :, past : past + T] = torch.stack((k, v))
+                k, v = cache[:, :, :, :past]""",
+            "Nothing is written into the cache, so that later tokens do not find these.": """
+                k, v = (torch.cat((cache[n][:, :, :past], part), dim=2) for n, part in enumerate((k, v)))""",
             "Keys and values have changed places.": """
                 cache[:, :, :, past : past + T] = torch.stack((k, v))
                 v, k = cache[:, :, :, : past + T]""",
@@ -641,6 +707,7 @@ EXERCISES = {
         ],
     ),
     "newton_schulz": Exercise(
+        title="a step of the iteration behind Muon",
         file="gpt",
         definition="orthogonalize",
         first="A = torch.bmm",
@@ -673,6 +740,7 @@ EXERCISES = {
         tolerance=1e-3,
     ),
     "rotary": Exercise(
+        title="rotary positions",
         file="modern_gpt",
         definition="rotate",
         first="a, b = x.chunk",
@@ -708,6 +776,7 @@ EXERCISES = {
         ],
     ),
     "gat": Exercise(
+        title="the scores of GAT",
         file="pyg_free_gat",
         definition="GAT.forward",
         first="scores = F.leaky_relu",
@@ -738,6 +807,7 @@ EXERCISES = {
         ],
     ),
     "gatv2": Exercise(
+        title="the scores of GATv2, which GAT cannot have",
         file="pyg_free_gat",
         definition="gatv2_scores",
         first="z = dst[:, :, None]",
@@ -779,6 +849,7 @@ EXERCISES = {
         ],
     ),
     "window": Exercise(
+        title="attention that fades with the distance",
         file="windowed_gpt",
         definition="SoftWindow.attend",
         first="j = torch.arange",
@@ -823,6 +894,7 @@ EXERCISES = {
         ],
     ),
     "merge": Exercise(
+        title="one merge of byte pair encoding",
         file="studies/exercises/pairs",
         definition="merged",
         first="out, i = []",
@@ -891,6 +963,7 @@ EXERCISES = {
         ],
     ),
     "prefix": Exercise(
+        title="GAT's softmax from prefix sums",
         file="long_gat",
         definition="add_side",
         first="exponents = a * key",

@@ -14,7 +14,8 @@ import torch
 from studies.exercises.catalogue import EXERCISES
 
 ROOT = Path(__file__).parents[2]
-EQUAL = "it computes what the rung computes"
+BEGIN, END = "# Your lines begin here.", "# Your lines end here."
+EQUAL = "it computes what is asked for"
 
 
 # ---------------------------------------------------------------- Lines of a rung
@@ -73,39 +74,81 @@ def module_of(text, path="exercise.py"):
     return module
 
 
+class Wrong(Exception):
+    """What is wrong with a result, as a sentence for the learner."""
+
+
 @torch.no_grad()
 def numbers_of(exercise, module):
-    """What the lines compute, as a list of tensors."""
+    """What the lines compute, as a list of tensors. Raises Wrong if they return something else."""
     found = exercise.probe(module)
-    return [torch.as_tensor(part) for part in (found if isinstance(found, list | tuple) else [found])]
+    found = found if isinstance(found, list | tuple) else [found]
+    if any(part is None for part in found):
+        raise Wrong("Your lines return nothing (None): is a `return` missing?")
+    return [torch.as_tensor(part) for part in found]
 
 
-def alike(ours, theirs, tolerance):
-    """None if two lists of tensors are equal, else in what they differ."""
-    for a, b in zip(ours, theirs, strict=True):
-        if a.shape != b.shape:
-            return f"the result has the shape {tuple(b.shape)} instead of {tuple(a.shape)}"
-        if not torch.allclose(a.double(), b.double(), atol=tolerance, rtol=tolerance, equal_nan=True):
-            return f"numbers differ by up to {(a.double() - b.double()).abs().nan_to_num(nan=torch.inf).max():.3g}"
+def differs(right, found, tolerance):
+    """What is the difference between two lists of tensors, or None."""
+    if len(right) != len(found):
+        shape = tuple(right[0].shape)
+        return f"You return a list of {len(found)}; a tensor of shape {shape} is wanted. torch.stack makes one."
+    for ours, theirs in zip(right, found):
+        if ours.shape != theirs.shape:
+            return f"Your result has the shape {tuple(theirs.shape)}; {tuple(ours.shape)} is wanted."
+        ours, theirs = ours.double(), theirs.double()
+        wrong = ~torch.isclose(ours, theirs, atol=tolerance, rtol=tolerance, equal_nan=True)
+        if wrong.any():
+            place = wrong.nonzero()[0].tolist()
+            at = f" at {place}" if place else ""
+            if theirs[tuple(place)].isnan():
+                return f"There is a nan{at}: a mean of nothing, or a softmax over a row in which all is masked?"
+            number, wanted = theirs[tuple(place)], ours[tuple(place)]
+            return f"The first number that is wrong{at} is {number:.4g}; it should be {wanted:.4g}."
     return None
 
 
+def outcome(exercise, module):
+    """What the lines compute, or the error that they raise as text."""
+    try:
+        return numbers_of(exercise, module)
+    except Wrong:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def the_same(a, b, tolerance):
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return differs(a, b, tolerance) is None
+
+
+def property_holds(true_of, module):
+    try:
+        return bool(true_of(module))
+    except Exception:  # of a result that is no tensor, or of another shape
+        return False
+
+
 def verdict(exercise, module):
-    """Whether each property holds, name -> bool, and what to say about it; all hold if the exercise is done."""
-    right = numbers_of(exercise, module_of(source_of(exercise)))
-    found = numbers_of(exercise, module)
-    differs = alike(right, found, exercise.tolerance)
-    holds = {}
-    for name, holds_for in exercise.properties.items():
-        holds[name] = bool(holds_for(module))
-    holds[EQUAL] = differs is None
-    if differs is None:
+    """Whether each property holds, name -> bool, and what to say about it; all hold if the exercise is done.
+
+    Raises whatever the lines raise, unless it is what a usual mistake raises too.
+    """
+    right, found = numbers_of(exercise, module_of(source_of(exercise))), outcome(exercise, module)
+    holds, wrong = {}, "" if isinstance(found, str) else differs(right, found, exercise.tolerance)
+    if not isinstance(found, str):
+        holds = {name: property_holds(true_of, module) for name, true_of in exercise.properties.items()}
+        holds[EQUAL] = wrong is None
+    if wrong is None:
         return holds, ""
     for says, code in exercise.mistakes.items():
-        wrong = numbers_of(exercise, module_of(with_lines(exercise, code)))
-        if alike(wrong, found, exercise.tolerance) is None:
-            return holds, says
-    return holds, f"It is not one of the usual mistakes: {differs}."
+        if the_same(outcome(exercise, module_of(with_lines(exercise, code))), found, exercise.tolerance):
+            return holds | {EQUAL: False}, says
+    if isinstance(found, str):
+        numbers_of(exercise, module)  # raises it
+    return holds, f"I do not recognise this mistake. {wrong} --hint may help."
 
 
 def described(error, path):
@@ -117,6 +160,11 @@ def described(error, path):
     return f"line {theirs[-1].lineno}, {theirs[-1].line or theirs[-1].name}: {says}" if theirs else says
 
 
+def marks_of(text):
+    """What stands between the marks of a learner's file."""
+    return text.partition(BEGIN)[2].partition(END)[0]
+
+
 def judged(name, path):
     """What to say about a learner's file: {"holds": name -> bool, "says": a sentence}."""
     exercise = EXERCISES[name]
@@ -126,11 +174,21 @@ def judged(name, path):
         module = module_of(text, path)
         target = module
         for part in exercise.definition.split("."):
-            if not hasattr(target, part):
-                return {"holds": {}, "says": f"there is no {exercise.definition} in it"}
-            target = getattr(target, part)
+            if part not in vars(target):
+                gone = f"{Path(path).name} has no {exercise.definition} any more; --again begins anew"
+                return {"holds": {}, "says": gone}
+            target = vars(target)[part]
+        if "NotImplementedError" in marks_of(text):
+            raise NotImplementedError
         holds, says = verdict(exercise, module)
-    except NotImplementedError as error:
+    except NotImplementedError:
+        lines = [line for line in marks_of(text).splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        missing = "The lines to write are still missing: they take the place of the `raise`."
+        return {
+            "holds": {},
+            "says": "Your lines are there, but so is the `raise`: delete it." if lines[1:] else missing,
+        }
+    except Wrong as error:
         return {"holds": {}, "says": str(error)}
     except Exception as error:
         return {"holds": {}, "says": described(error, path)}
