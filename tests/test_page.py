@@ -403,21 +403,26 @@ def test_a_character_is_coloured_by_its_loss(whole, opened):
     torch.testing.assert_close(torch.tensor(titles), losses, atol=0.0051, rtol=0)
     assert row.inner_text().splitlines()[1].startswith(f"{losses.mean():.2f} nats: as unsure as among ")
     row.locator(".surprise span").nth(5).hover()
-    bars = [float(cell) for cell in tab.locator("#guess td").all_inner_texts()][:10]
+    bars = [float(cell.strip("< ")) for cell in tab.locator("#guess td").all_inner_texts()][:10]
     expected = log_p[4].exp().sort(descending=True).values[:10]
-    torch.testing.assert_close(torch.tensor(bars), expected, atol=0.00051, rtol=0)
+    torch.testing.assert_close(torch.tensor(bars), expected, atol=0.0011, rtol=0)
 
 
 def test_whatever_is_typed_is_text_and_is_told(whole, opened):
     tab = opened(path=whole)
     typed(tab, EVIL)
     assert tab.evaluate("typeof hacked") == "undefined"
-    assert "“<” “/” “>” “=” “1” not among the 65 characters" in " ".join(tab.locator("#told").inner_text().split())
+    assert tab.locator("#told").inner_text().endswith("left out: < / > = 1")
     typed(tab, "😀 wherefore")
-    assert "“😀” not among" in tab.locator("#told").inner_text()
+    assert tab.locator("#told").inner_text().endswith("left out: 😀")
     assert tab.locator(".read-by").first.locator(".surprise").inner_text().strip() == "wherefore"
     typed(tab, "a" * 10_000)
     assert "first 500 characters" in tab.locator("#told").inner_text()
+    tab.locator("#write").click()
+    assert "shorten the text" in tab.locator("#told").inner_text()
+    typed(tab, "😀")
+    tab.locator("#step").click()
+    tab.wait_for_function("document.getElementById('typed').value.length === 3")
     typed(tab, "")
     assert "a loss needs two characters" in tab.locator(".read-by").first.inner_text()
 
@@ -429,7 +434,7 @@ def test_it_writes_what_its_seed_says_and_stops(whole, opened):
         tab.locator("#write").click()
         tab.wait_for_function("document.getElementById('typed').value.length > 60")
         tab.locator("#write").click()
-        assert tab.locator("#write").inner_text() == "write"
+        assert tab.locator("#write").inner_text() == "write with gpt.py"
         texts.append(tab.locator("#typed").input_value())
     shorter, longer = sorted(texts, key=len)
     assert longer.startswith(shorter) and len(shorter) > 60
@@ -442,7 +447,11 @@ def test_it_writes_what_its_seed_says_and_stops(whole, opened):
 def test_heads_read_the_line_that_was_typed(whole, opened):
     tab = opened(path=whole)
     typed(tab, "It is the east")
+    tab.locator(".strips").first.get_by_role("button", name="block 3, head 2").click()  # which no first rung has
     tab.get_by_role("button", name="the line you typed").click()
+    tab.locator(".model", has=tab.get_by_role("heading", name="gpt.py", exact=True)).get_by_role(
+        "button", name="block 1, head 1"
+    ).click()
     card = tab.locator(".model", has=tab.get_by_role("heading", name="gpt.py", exact=True))
     tab.locator("#line span").nth(13).hover()
     said = card.locator(".matrix + p").inner_text()

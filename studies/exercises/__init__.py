@@ -1,14 +1,14 @@
 """Exercises: climb the ladder by writing it. Lines of a rung are taken out, and you write them.
 
-python -m studies.exercises                   # the list, from easy to hard
+python -m studies.exercises                   # the list, in the order of the ladder
 python -m studies.exercises mask              # writes exercises/mask.py: a rung without the lines that you write
 python -m studies.exercises mask --check      # says what holds and what does not
 python -m studies.exercises mask --hint       # one more hint each time
 python -m studies.exercises mask --solution   # your lines, and the rung's
 python -m studies.exercises mask --again      # begins anew; your file is kept under another name
 
-exercises/mask.py is a whole rung: once it is right, `python exercises/mask.py` trains it. In a notebook,
-`from studies import exercises` and `exercises.check("mask", forward)` judge a function of a cell.
+exercises/mask.py is a whole rung: once it is right, `python exercises/mask.py` trains it. In a notebook, after
+`from studies import exercises`, `exercises.check("mask", forward)` judges a function of a cell, here forward(self, x).
 """
 
 import difflib
@@ -122,9 +122,9 @@ def check_file(name):
         found = json.loads(answer.read_text(encoding="utf-8"))
     print(told(**found))
     right = bool(found["holds"]) and all(found["holds"].values())
+    remember(name, done=right)
     if right:
-        remember(name, done=True)
-        rung = "" if "/" in EXERCISES[name].file else f" python {path.relative_to(ROOT)} trains it."
+        rung = "" if not EXERCISES[name].trains else f" python {path.relative_to(ROOT)} trains it."
         later = [*EXERCISES][[*EXERCISES].index(name) + 1 :]
         print(f"Right.{rung} --solution shows the rung's lines." + f" Next: {later[0]}." * bool(later))
     return right

@@ -1,4 +1,4 @@
-"""The exercises, from easy to hard. Each is a few lines of a rung, and how one can be wrong about them."""
+"""The exercises, in the order of the ladder. Each is a few lines of a rung, and how one can be wrong about them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ class Exercise:
     properties: dict = field(default_factory=dict)
     others: list = field(default_factory=list)
     tolerance: float = 1e-4
+    trains: bool = True  # whether the file trains with these lines
 
 
 # ---------------------------------------------------------------- What the checks look at
@@ -125,8 +126,7 @@ def deviations(module):
                 parameter.fill_(1.0)
     seeded()
     model.initialize()
-    shapes = {name: parameter for name, parameter in model.named_parameters() if "norm" not in name}
-    return torch.stack([parameter.square().mean().sqrt().clamp(min=1e-6).log() for parameter in shapes.values()])
+    return torch.stack([part.square().mean().sqrt().clamp(min=1e-6).log() for part in model.parameters()])
 
 
 def rates(module):
@@ -201,12 +201,17 @@ def merge_ids(module):
 
 
 def prefix_sums(module):
-    seeded()
-    query, shift, key, log_weight = (torch.randn(2, n) for n in (3, 3, 5, 5))
-    rows, sums = torch.randn(2, 5, 4), torch.ones(2, 3, 4)
-    count = torch.tensor([[0, 2, 5], [1, 3, 4]])
-    module.add_side(sums, 0.5, query, shift, key.sort(dim=-1).values, log_weight, rows, count)
-    return sums
+    """Of usual numbers, and of keys so large that exp of them would be infinite."""
+    found = []
+    for large in (0.0, 2000.0):
+        seeded()
+        query, shift, key, log_weight = (torch.randn(2, n) for n in (3, 3, 5, 5))
+        rows, sums = torch.randn(2, 5, 4), torch.ones(2, 3, 4)
+        count = torch.tensor([[0, 2, 5], [1, 3, 4]])
+        key = key.sort(dim=-1).values + large
+        module.add_side(sums, 0.5, query, shift + large / 2, key, log_weight, rows, count)
+        found.append(sums)
+    return found
 
 
 def multi_head_output(module):
@@ -244,6 +249,13 @@ EXERCISES = {
                 table = (train + 1).view(V, V)
                 table = (table / table.sum(dim=0, keepdim=True)).log()
                 return -(val * table.flatten()).sum().item() / data.characters(data.splits["val"][1:])""",
+            "Each row is divided by the sum of another: sum(dim=1, keepdim=True) keeps the sums in a column.": """
+                table = (train + 1).view(V, V)
+                table = (table / table.sum(dim=1)).log()
+                return -(val * table.flatten()).sum().item() / data.characters(data.splits["val"][1:])""",
+            "Each pair counts alike. It counts as often as it comes in the validation split: val * table.": """
+                table = (train + 1).view(V, V)
+                return -(table / table.sum(dim=1, keepdim=True)).log().mean().item()""",
             "A pair that the training split lacks has probability 0, and -ln 0 is infinite: add 1 to each count.": """
                 table = train.view(V, V)
                 table = (table / table.sum(dim=1, keepdim=True)).log()
@@ -275,6 +287,7 @@ EXERCISES = {
     "loop": Exercise(
         title="the mean of all rows so far, by a loop",
         file="studies/exercises/average_loop",
+        trains=False,
         definition="by_loop",
         first="means = []",
         last="return torch.stack",
@@ -299,6 +312,7 @@ EXERCISES = {
     "matrix": Exercise(
         title="the same, by a triangular matrix",
         file="studies/exercises/average_matrix",
+        trains=False,
         definition="by_matrix",
         first="adjacency = ",
         last="return weights",
@@ -326,6 +340,7 @@ EXERCISES = {
     "softmax": Exercise(
         title="the same, by a softmax of masked zeros",
         file="studies/exercises/average_softmax",
+        trains=False,
         definition="by_softmax",
         first="adjacency = ",
         last="return scores",
@@ -589,6 +604,21 @@ EXERCISES = {
                         nn.init.zeros_(parameter)
                     elif parameter.ndim == 2:
                         nn.init.normal_(parameter, std=0.02)""",
+            "The gains of LayerNorm have become 0: they have one dimension, but are no biases.": """
+                for name, parameter in self.named_parameters():
+                    if parameter.ndim == 1:
+                        nn.init.zeros_(parameter)
+                    else:
+                        writes = name.endswith(("projection.weight", "feed_forward.2.weight"))
+                        small = 0.02 / math.sqrt(2 * self.config.n_layer)
+                        nn.init.normal_(parameter, std=small if writes else 0.02)""",
+            "The second argument of normal_ is the mean: write std=0.02.": """
+                for name, parameter in self.named_parameters():
+                    if name.endswith("bias"):
+                        nn.init.zeros_(parameter)
+                    elif parameter.ndim == 2:
+                        writes = name.endswith(("projection.weight", "feed_forward.2.weight"))
+                        nn.init.normal_(parameter, 0.02 / math.sqrt(2 * self.config.n_layer) if writes else 0.02)""",
             "Divided by 2 n_layer: its square root is missing.": """
                 for name, parameter in self.named_parameters():
                     if name.endswith("bias"):
@@ -810,6 +840,7 @@ EXERCISES = {
         title="the scores of GATv2, which GAT cannot have",
         file="pyg_free_gat",
         definition="gatv2_scores",
+        trains=False,  # what trains is the fast way to the same scores
         first="z = dst[:, :, None]",
         last="return (F.leaky_relu",
         task="""Make GATv2's scores (B, H, T, T) from src and dst (B, T, H, D) and att (H, D): e_ij = a .
@@ -832,6 +863,9 @@ EXERCISES = {
             "The LeakyReLU is missing. Without it all queries have the same order.": """
                 z = dst[:, :, None] + src[:, None]
                 return (z * att).sum(dim=-1).permute(0, 3, 1, 2)""",
+            "PyTorch's own slope is 0.01: F.leaky_relu(z, slope).": """
+                z = dst[:, :, None] + src[:, None]
+                return (F.leaky_relu(z) * att).sum(dim=-1).permute(0, 3, 1, 2)""",
             "That is a ReLU: below 0 the slope is `slope`, not 0.": """
                 z = dst[:, :, None] + src[:, None]
                 return (F.relu(z) * att).sum(dim=-1).permute(0, 3, 1, 2)""",
@@ -896,6 +930,7 @@ EXERCISES = {
     "merge": Exercise(
         title="one merge of byte pair encoding",
         file="studies/exercises/pairs",
+        trains=False,
         definition="merged",
         first="out, i = []",
         last="return out",
@@ -968,10 +1003,11 @@ EXERCISES = {
         definition="add_side",
         first="exponents = a * key",
         last="sums.addcmul_",
-        task="""Add to sums (..., I, K) for each query i the sum over its first count_i keys j of exp(a (query_i +
-        key_j) + log_weight_j - shift_i) rows_j. The keys are in order, so that all queries look up one prefix
-        sum (cumsum) over j. Subtract the largest exponent of the keys before exp, so that nothing overflows.
-        pick(prefix, index) takes a row of prefix (..., J, K) for each index (..., I).""",
+        task="""Add to sums (..., I, K), in place, for each query i the sum over its first count_i keys j, which can
+        be none, of exp(a (query_i + key_j) + log_weight_j - shift_i) rows_j. The keys rise, and all queries
+        look up one prefix sum (cumsum) over j. Subtract the largest exponent of the keys before exp, so that
+        nothing overflows. pick(prefix, index), further down, takes a row of prefix (..., J, K) for each index
+        (..., I).""",
         hints=[
             "What depends on j alone: exponents = a * key + log_weight. What depends on i alone: a * query - shift.",
             "prefix = (exponents - top).exp()[..., None] * rows, then cumsum(dim=-2).",
@@ -980,26 +1016,45 @@ EXERCISES = {
         probe=prefix_sums,
         mistakes={
             "One key too many: the sum of the first `count` keys is in row count - 1.": """
-                prefix = ((a * key + log_weight).exp()[..., None] * rows).cumsum(dim=-2)
-                factor = (a * query - shift).exp() * (count > 0)
+                exponents = a * key + log_weight
+                top = exponents.amax(dim=-1, keepdim=True)
+                prefix = ((exponents - top).exp()[..., None] * rows).cumsum(dim=-2)
+                factor = (a * query + top - shift).exp() * (count > 0)
                 sums.addcmul_(factor[..., None], pick(prefix, count.clamp(max=key.shape[-1] - 1)))""",
             "A query with count 0 reads a key all the same.": """
-                prefix = ((a * key + log_weight).exp()[..., None] * rows).cumsum(dim=-2)
-                factor = (a * query - shift).exp()
+                exponents = a * key + log_weight
+                top = exponents.amax(dim=-1, keepdim=True)
+                prefix = ((exponents - top).exp()[..., None] * rows).cumsum(dim=-2)
+                factor = (a * query + top - shift).exp()
                 sums.addcmul_(factor[..., None], pick(prefix, (count - 1).clamp(min=0)))""",
             "shift is missing.": """
-                prefix = ((a * key + log_weight).exp()[..., None] * rows).cumsum(dim=-2)
-                factor = (a * query).exp() * (count > 0)
+                exponents = a * key + log_weight
+                top = exponents.amax(dim=-1, keepdim=True)
+                prefix = ((exponents - top).exp()[..., None] * rows).cumsum(dim=-2)
+                factor = (a * query + top).exp() * (count > 0)
                 sums.addcmul_(factor[..., None], pick(prefix, (count - 1).clamp(min=0)))""",
             "The largest exponent was subtracted and not added again.": """
                 exponents = a * key + log_weight
-                prefix = ((exponents - exponents.amax(dim=-1, keepdim=True)).exp()[..., None] * rows).cumsum(dim=-2)
+                top = exponents.amax(dim=-1, keepdim=True)
+                prefix = ((exponents - top).exp()[..., None] * rows).cumsum(dim=-2)
+                factor = (a * query - shift).exp() * (count > 0)
+                sums.addcmul_(factor[..., None], pick(prefix, (count - 1).clamp(min=0)))""",
+            "Large exponents overflow: subtract the largest before exp, and add it to the query's exponent.": """
+                prefix = ((a * key + log_weight).exp()[..., None] * rows).cumsum(dim=-2)
                 factor = (a * query - shift).exp() * (count > 0)
                 sums.addcmul_(factor[..., None], pick(prefix, (count - 1).clamp(min=0)))""",
             "sums is overwritten. The sum is added to what it has.": """
-                prefix = ((a * key + log_weight).exp()[..., None] * rows).cumsum(dim=-2)
-                factor = (a * query - shift).exp() * (count > 0)
+                exponents = a * key + log_weight
+                top = exponents.amax(dim=-1, keepdim=True)
+                prefix = ((exponents - top).exp()[..., None] * rows).cumsum(dim=-2)
+                factor = (a * query + top - shift).exp() * (count > 0)
                 sums.copy_(factor[..., None] * pick(prefix, (count - 1).clamp(min=0)))""",
+            "sums itself has to change: sums += ..., in place. A new tensor of that name is lost.": """
+                exponents = a * key + log_weight
+                top = exponents.amax(dim=-1, keepdim=True)
+                prefix = ((exponents - top).exp()[..., None] * rows).cumsum(dim=-2)
+                factor = (a * query + top - shift).exp() * (count > 0)
+                sums = sums + factor[..., None] * pick(prefix, (count - 1).clamp(min=0))""",
         },
         others=[
             """

@@ -78,14 +78,13 @@ class Wrong(Exception):
     """What is wrong with a result, as a sentence for the learner."""
 
 
-@torch.no_grad()
 def numbers_of(exercise, module):
     """What the lines compute, as a list of tensors. Raises Wrong if they return something else."""
     found = exercise.probe(module)
     found = found if isinstance(found, list | tuple) else [found]
     if any(part is None for part in found):
         raise Wrong("Your lines return nothing (None): is a `return` missing?")
-    return [torch.as_tensor(part) for part in found]
+    return [torch.as_tensor(part).detach() for part in found]
 
 
 def differs(right, found, tolerance):

@@ -38,6 +38,7 @@ function liveView(model, text) {
 /** A model over the chosen text: the matrix of the chosen head, and the text once for every head. */
 function modelCard({ name, about, layers, heads, tokens, start, weight }) {
   const tokenOf = tokens.flatMap((token, i) => Array.from(token, () => i)); // of each character
+  const [shownLayer, shownHead] = [() => Math.min(touch.layer, layers - 1), () => Math.min(touch.head, heads - 1)]; // of fewer
   const [T, N] = [tokens.length, tokenOf.length];
   const firstOf = (i) => tokenOf.findIndex((token) => token >= i); // a token may have the last bytes of a character alone
   const along = (share, n) => Math.min(n - 1, Math.max(0, Math.floor(share * n)));
@@ -55,22 +56,23 @@ function modelCard({ name, about, layers, heads, tokens, start, weight }) {
 
   function draw() {
     const colour = getComputedStyle(matrix).color;
-    paint(matrix, colour, (j, i) => weight(touch.layer, touch.head, i, j));
-    const chosen = ({ layer, head }) => layer === touch.layer && head === touch.head;
+    paint(matrix, colour, (j, i) => weight(shownLayer(), shownHead(), i, j));
+    const chosen = ({ layer, head }) => layer === shownLayer() && head === shownHead();
     for (const strip of strips) strip.node.classList.toggle("chosen", chosen(strip));
   }
 
   function update() {
-    const i = tokenOf[touch.at - start] ?? 0;
+    const i = tokenOf[touch.at - start];
+    if (i === undefined) return (says.textContent = `This character is not among the last ${N}, which this model reads.`);
     const colour = getComputedStyle(says).borderColor;
     for (const { layer, head, canvas } of strips) paint(canvas, colour, (c) => weight(layer, head, i, tokenOf[c]));
     frame.style.cssText = `top: ${(100 * i) / T}%; height: ${100 / T}%`;
     const [from, n] = [tokenOf.indexOf(i), [...tokens[i]].length];
     reader.style.cssText = `left: calc(2.3rem + ${from}ch); width: ${n}ch; --ahead: ${N - from - n}ch`;
-    const read = tokens.map((token, j) => [weight(touch.layer, touch.head, i, j), `“${visible(token)}”`]);
+    const read = tokens.map((token, j) => [weight(shownLayer(), shownHead(), i, j), `“${visible(token)}”`]);
     const most = read.filter(([share]) => share > 0.01).sort((a, b) => b[0] - a[0]).slice(0, 4);
     const list = most.map(([share, token]) => `${token} ${share.toFixed(3)}`).join(", ");
-    says.textContent = `Block ${touch.layer + 1}, head ${touch.head + 1}: “${visible(tokens[i])}” reads ${list}`;
+    says.textContent = `Block ${shownLayer() + 1}, head ${shownHead() + 1}: “${visible(tokens[i])}” reads ${list}`;
     matrix.setAttribute("aria-label", `Who, a row, reads whom, a column. ${says.textContent}`);
   }
 

@@ -1,7 +1,8 @@
 // Type a line: every rung reads it, each character is coloured by its loss, and each rung can continue it.
 
 const MOST = 500; // characters that are read
-const live = { models: [], ids: [], text: "", rows: [], at: 0, row: 0, version: 0, writing: null };
+// at and pointed: the character and the rung that are pointed at; row: the rung that is chosen to write.
+const live = { models: [], ids: [], text: "", rows: [], at: 0, pointed: 0, row: 0, version: 0, writing: null };
 
 /** The ids of a text, and its characters that are not among the model's. */
 function encoded(text, model) {
@@ -44,26 +45,29 @@ async function readBy(row, version) {
   return true;
 }
 
+/** A character of the text, the deeper in colour the larger its loss. */
+function letterOf(row, k, loss) {
+  const character = row.characters[live.ids[k]];
+  const style = `--w: ${Math.min(1, (loss ?? 0) / 5).toFixed(3)}`;
+  const title = loss === null ? "nothing before it" : `${loss.toFixed(2)} nats`;
+  return el("span", { "data-k": k, style, title }, character === "\n" ? "↵\n" : character);
+}
+
 function showLosses(row, losses) {
-  const vocabulary = [...row.model.vocabulary];
-  const spans = live.ids.map((id, k) => {
-    const shade = losses[k] === null ? 0 : Math.min(1, losses[k] / 5);
-    const title = losses[k] === null ? "nothing before it" : `${losses[k].toFixed(2)} nats`;
-    const character = vocabulary[id] === "\n" ? "↵\n" : vocabulary[id];
-    return el("span", { "data-k": k, style: `--w: ${shade.toFixed(3)}`, title }, character);
-  });
-  row.letters.replaceChildren(...spans);
+  row.losses = losses;
+  row.node.classList.remove("behind");
+  row.letters.replaceChildren(...losses.map((loss, k) => letterOf(row, k, loss)));
   const counted = losses.filter((loss) => loss !== null);
   const mean = counted.reduce((a, b) => a + b, 0) / counted.length;
   row.mean.textContent = counted.length
     ? `${mean.toFixed(2)} nats: as unsure as among ${Math.exp(mean).toFixed(1)} characters`
     : "a loss needs two characters";
-  row.losses = losses;
 }
 
 /** Reads what is typed with every rung, the chosen one first. */
 async function readAll() {
   const version = ++live.version;
+  for (const { node } of live.rows) node.classList.add("behind");
   const chosen = live.rows[live.row];
   for (const row of [chosen, ...live.rows.filter((row) => row !== chosen)]) {
     if (!(await readBy(row, version))) return;
@@ -72,41 +76,42 @@ async function readAll() {
   $("readers").dataset.read = live.text; // all have read it
 }
 
-/** The ten characters that the chosen rung expects most at the place that is pointed at. */
+/** The ten characters that a rung expects most at the place that is pointed at. */
 function guess() {
-  const row = live.rows[live.row];
-  const vocabulary = [...row.model.vocabulary];
+  const row = live.rows[live.pointed];
   live.at = Math.min(live.at, live.ids.length);
-  for (const other of live.rows) {
-    other.node.classList.toggle("chosen", other === row);
-    for (const span of other.letters.children) span.classList.toggle("at", Number(span.dataset.k) === live.at);
-  }
-  if (!live.ids.length || !live.at) return $("guess").replaceChildren("Type something, and point at a character.");
+  for (const former of live.marked ?? []) former.classList.remove("at");
+  live.marked = live.rows.map(({ letters }) => letters.children[live.at]).filter(Boolean);
+  for (const span of live.marked) span.classList.add("at");
+  if (!live.at) return $("guess").replaceChildren("Point at a character that has another before it.");
   const shares = softmax([...logitsAfter(row, live.at - 1)]);
   const order = shares.map((share, id) => [share, id]).sort((a, b) => b[0] - a[0]);
   const came = live.ids[live.at];
   const shown = order.slice(0, 10);
   if (came !== undefined && !shown.some(([, id]) => id === came)) shown.push([shares[came], came]);
-  const bars = shown.map(([share, id]) =>
-    el("tr", { class: id === came ? "came" : "" },
-      el("th", { scope: "row" }, visible(vocabulary[id])),
-      el("td", {}, el("div", { style: `--w: ${share}` }), share.toFixed(3))),
-  );
-  const before = visible(live.ids.slice(Math.max(0, live.at - 20), live.at).map((id) => vocabulary[id]).join(""));
-  const loss = came === undefined ? "" : ` It is “${visible(vocabulary[came])}”: -ln ${shares[came].toFixed(3)} = ${(-Math.log(shares[came])).toFixed(2)} nats.`;
-  $("guess").replaceChildren(
-    el("h3", {}, row.model.name),
-    el("p", {}, "After “", el("code", {}, before), `” it expects:${loss}`),
-    el("table", {}, ...bars),
-  );
+  const number = (share) => (share < 0.001 ? "< 0.001" : share.toFixed(3));
+  const bars = shown.map(([share, id]) => {
+    const bar = el("div", {}, el("span", { style: `--w: ${share}` }), number(share));
+    const name = el("th", { scope: "row" }, visible(row.characters[id]));
+    return el("tr", { class: id === came ? "came" : "" }, name, el("td", {}, bar));
+  });
+  const before = visible(live.ids.slice(Math.max(0, live.at - 20), live.at).map((id) => row.characters[id]).join(""));
+  const says = ["After “", el("code", {}, before), "” "];
+  if (came !== undefined) {
+    const loss = -Math.log(shares[came]);
+    says.push(`came “${visible(row.characters[came])}”: -ln ${shares[came].toPrecision(3)} = ${loss.toFixed(2)} nats. `);
+  }
+  says.push(came === undefined ? "it expects:" : "It expected:");
+  $("guess").replaceChildren(el("h3", {}, row.model.name), el("p", {}, ...says), el("table", {}, ...bars));
 }
 
 function typed() {
   const { ids, unknown, cut } = encoded($("typed").value, live.models[0]);
   Object.assign(live, { ids, text: $("typed").value, at: ids.length });
   const says = [];
-  if (unknown.length) says.push(`${unknown.slice(0, 10).map((c) => `“${c}”`).join(" ")} not among the 65 characters of Shakespeare: left out.`);
-  if (cut) says.push(`The first ${MOST} characters are read.`);
+  const some = unknown.slice(0, 10).map((character) => (character === "\t" ? "tab" : character)).join("  ");
+  if (unknown.length) says.push(`Not among the 65 characters of Shakespeare, and left out:  ${some}`);
+  if (cut) says.push(`Only the first ${MOST} characters are read.`);
   $("told").textContent = says.join(" ");
   return readAll();
 }
@@ -137,33 +142,51 @@ function drawn(logits, { temperature, topK }, random) {
   return order[shares.findIndex((share) => (left -= share) < 0)] ?? order[0];
 }
 
+/** A field's number, brought between its least and its most. */
+function numberOf(id) {
+  const { min, max, value, defaultValue } = $(id);
+  const number = value === "" ? Number(defaultValue) : Number(value);
+  return Math.min(max === "" ? Infinity : Number(max), Math.max(Number(min), number));
+}
+
 /** Continues the text with the chosen rung: so many characters, or until it is stopped or has enough. */
 async function write(count) {
   stopWriting();
   const writing = (live.writing = {});
-  const { model } = live.rows[live.row];
-  const how = { temperature: Number($("temperature").value), topK: Number($("top-k").value) };
-  const [writer, random, vocabulary] = [new Writer(model), draws(Number($("seed").value)), [...model.vocabulary]];
-  const field = $("typed");
-  let { ids } = encoded(field.value || "\n", model);
+  const [row, field] = [live.rows[live.row], $("typed")];
+  let { ids } = encoded(field.value, row.model);
+  if (!ids.length) ids = [row.model.idOf.get("\n") ?? 0];
+  // One character after another draws on where the last one stopped, as long as the text is that which it left.
+  const key = JSON.stringify([row.model.name, numberOf("seed"), field.value]);
+  const random = live.random?.key === key ? live.random.next : draws(numberOf("seed"));
+  const writer = new Writer(row.model);
   $("write").textContent = "stop";
-  for (let n = 0; n < count && ids.length < MOST && live.writing === writing; n++) {
-    const id = drawn(writer.next(ids), how, random);
+  if (ids.length >= MOST) $("told").textContent = `There are ${MOST} characters, as many as are read: shorten the text to go on.`;
+  live.version++; // what was being read is out of date
+  for (let n = 0, since = 0; n < count && ids.length < MOST && live.writing === writing; n++) {
+    const logits = writer.next(ids);
+    const how = { temperature: numberOf("temperature"), topK: numberOf("top-k") };
+    const id = drawn(logits, how, random);
+    const loss = -Math.log(softmax([...logits])[id]);
     ids = [...ids, id];
-    field.value += vocabulary[id];
-    field.scrollTop = field.scrollHeight;
-    Object.assign(live, { ids, at: ids.length, text: field.value });
-    live.version++; // what was being read is out of date
+    field.value += row.characters[id];
+    Object.assign(live, { ids, at: ids.length, pointed: live.row, text: field.value });
+    row.letters.append(letterOf(row, ids.length - 1, loss));
+    if (performance.now() - since < 15) continue;
     guess();
+    [field.scrollTop, row.letters.scrollTop] = [field.scrollHeight, row.letters.scrollHeight];
     await breath();
+    since = performance.now();
   }
+  const left = JSON.stringify([row.model.name, numberOf("seed"), field.value]);
+  live.random = { key: left, next: random };
   if (live.writing === writing) stopWriting();
-  return typed();
+  if (ids.length < MOST) return typed();
 }
 
 function stopWriting() {
   live.writing = null;
-  $("write").textContent = "write";
+  $("write").textContent = `write with ${live.rows[live.row].model.name}`;
 }
 
 function type() {
@@ -173,24 +196,31 @@ function type() {
     const [letters, mean] = [el("div", { class: "surprise" }), el("span", { class: "faint" })];
     const button = el("button", { onclick: () => choose(k) }, model.name);
     const node = el("div", { class: "read-by" }, el("div", {}, button, mean), letters);
-    letters.addEventListener("pointerover", ({ target }) => target.dataset.k && choose(k, Number(target.dataset.k)));
-    return { model, readings: [], letters, mean, node };
+    letters.addEventListener("pointerover", ({ target }) => target.dataset.k && point(k, Number(target.dataset.k)));
+    return { model, characters: [...model.vocabulary], readings: [], letters, mean, node };
   });
-  function choose(row, at = live.at) {
-    Object.assign(live, { row, at });
+  function point(pointed, at) {
+    Object.assign(live, { pointed, at });
     guess();
   }
-  live.row = Math.max(0, live.models.findIndex(({ name }) => name === "gpt.py"));
+  function choose(row) {
+    live.row = row;
+    live.rows.forEach(({ node }, k) => node.classList.toggle("chosen", k === row));
+    if (!live.writing) stopWriting(); // which names it
+    point(row, live.at);
+  }
   $("readers").replaceChildren(...live.rows.map(({ node }) => node));
   $("readers").addEventListener("keydown", (event) => {
     const [right, down] = arrow(event);
     if (!right && !down) return;
-    const row = Math.min(live.rows.length - 1, Math.max(0, live.row + down));
-    choose(row, Math.min(live.ids.length, Math.max(1, live.at + right)));
-    if (down) live.rows[row].node.querySelector("button").focus();
+    point(live.pointed, Math.min(live.ids.length, Math.max(1, live.at + right)));
+    if (!down) return;
+    choose(Math.min(live.rows.length - 1, Math.max(0, live.row + down)));
+    live.rows[live.row].node.querySelector("button").focus();
   });
   $("typed").addEventListener("input", () => (stopWriting(), typed()));
   $("write").addEventListener("click", () => (live.writing ? (stopWriting(), typed()) : write(Infinity)));
   $("step").addEventListener("click", () => write(1));
   typed();
+  choose(Math.max(0, live.models.findIndex(({ name }) => name === "gpt.py")));
 }

@@ -1,6 +1,6 @@
 // All parts, in the order of the page.
-sideBySide();
 type();
+sideBySide();
 curves();
 attention();
 choice($("stages"), "stage", Object.keys(STAGES), "causal", oneHead);
