@@ -6,7 +6,6 @@ python results/plot.py results/gpt results/mine --x seconds   # these two, over 
 Without RUN it leaves out the runs that were moved aside, whose folders end in a time: gpt-2026-11-22-143005.
 """
 
-import argparse
 import io
 import itertools
 import re
@@ -121,7 +120,7 @@ def picture(figure, suffix=".png"):
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="*", default=runs_in(RESULTS), metavar="RUN", help="folder of a run")
     parser.add_argument("--x", choices=X, default="steps", help="what the curves are drawn over (default: steps)")
     parser.add_argument(

@@ -1,0 +1,52 @@
+"""The published weights have the losses that are published, and publishing a run keeps what it wrote."""
+
+import json
+
+import pytest
+import torch
+from conftest import contents, train_tiny, write_text
+
+import sample
+from data import UserError
+from results import load_best
+from studies import publish, verify
+from studies.ablation import PUBLISHED
+
+
+@pytest.mark.parametrize("run", ["bigram", "single_head", "multi_head", "block"])
+def test_published_weights_have_the_loss_that_is_claimed(run):
+    loss, in_the_page, _ = verify.measured(PUBLISHED / run)
+    assert abs(loss - verify.claimed(PUBLISHED / run)) < 1e-3  # half precision
+    assert in_the_page - loss < 0.01  # 8 bits a weight
+
+
+def test_every_rung_has_published_weights_and_they_are_small():
+    files = {file.parent.name: file.stat().st_size for file in PUBLISHED.glob("*/best.pt")}
+    assert sum(files.values()) < 25e6
+    rungs = {json.loads((PUBLISHED / run / "config.json").read_text(encoding="utf-8"))["rung"] for run in files}
+    assert rungs == {name for name, where in sample.RUNGS.items() if where.startswith(f"{name}:")} - {"gpt2"}
+
+
+def test_a_published_run_is_what_the_run_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path / "published")
+    run = tmp_path / "reproduced" / "gpt"
+    train_tiny("gpt", write_text(tmp_path / "corpus.txt"), run)
+    train_tiny("gpt", tmp_path / "corpus.txt", tmp_path / "reproduced" / "gpt-2", seed=2)
+    before = contents(run)
+    publish.main([str(run), f"{run}-2"])
+    assert contents(run) == before
+    there = tmp_path / "published" / "gpt"
+    assert (there / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+    assert "reproduced" not in (there / "config.json").read_text(encoding="utf-8")
+    kept, had = load_best(there)["model"], load_best(run)["model"]
+    assert all(torch.equal(kept[name], had[name].half()) for name in had)
+    _, model, _ = sample.load(there, "cpu")
+    assert all(torch.equal(part, had[name].half().float()) for name, part in model.state_dict().items())
+    assert not (tmp_path / "published" / "gpt-2" / "best.pt").exists()
+
+
+def test_what_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no weights of such a run"):
+        verify.main(["nothing"])
+    with pytest.raises(UserError, match="no config.json here"):
+        publish.main([str(tmp_path)])
