@@ -82,12 +82,9 @@ def test_a_mistake_is_known_however_it_is_written():
 @pytest.mark.parametrize(
     "lines, says",
     {
-        "while True: pass": "did not end within",
-        "import os; os._exit(3)": "ended before it was judged, with exit code 3",
         "weights = (": "was never closed",
         "weights = missing": "NameError: name 'missing' is not defined",
         "weights = torch.zeros(B, T, T + 1)": "line ",
-        "print('hello'); raise KeyError('mine')": "It printed: hello",
         "weights = torch.ones(B, T, T)": "I do not recognise this mistake. The first number that is wrong at [0, 0",
         "raise NotImplementedError\nweights = 1": "so is the `raise`: delete it",
         "weights = torch.full((B, T, T), math.nan)": "There is a nan at [0, 0, 0]",
@@ -96,8 +93,22 @@ def test_a_mistake_is_known_however_it_is_written():
         "return [v, v]": "is wanted",
     }.items(),
 )
-def test_whatever_a_learner_writes_is_a_sentence(lines, says, folder, monkeypatch, capsys):
-    monkeypatch.setattr(exercises, "LIMIT", 8 if "True" in lines else 60)
+def test_whatever_a_learner_writes_is_a_sentence(lines, says, folder):
+    exercises.main(["mask"])
+    fill(folder / "mask.py", lines)
+    assert says in judge.judged("mask", folder / "mask.py")["says"]
+
+
+@pytest.mark.parametrize(
+    "lines, says",
+    {
+        "while True: pass": "did not end within",
+        "import os; os._exit(3)": "ended before it was judged, with exit code 3",
+        "print('hello'); raise KeyError('mine')": "It printed: hello",
+    }.items(),
+)
+def test_a_check_survives_what_a_learner_runs(lines, says, folder, monkeypatch, capsys):
+    monkeypatch.setattr(exercises, "LIMIT", 5 if "True" in lines else 100)
     exercises.main(["mask"])
     fill(folder / "mask.py", lines)
     with pytest.raises(SystemExit) as ended:

@@ -249,10 +249,6 @@ EXERCISES = {
                 table = (train + 1).view(V, V)
                 table = (table / table.sum(dim=0, keepdim=True)).log()
                 return -(val * table.flatten()).sum().item() / data.characters(data.splits["val"][1:])""",
-            "Each row is divided by the sum of another: sum(dim=1, keepdim=True) keeps the sums in a column.": """
-                table = (train + 1).view(V, V)
-                table = (table / table.sum(dim=1)).log()
-                return -(val * table.flatten()).sum().item() / data.characters(data.splits["val"][1:])""",
             "Each pair counts alike. It counts as often as it comes in the validation split: val * table.": """
                 table = (train + 1).view(V, V)
                 return -(table / table.sum(dim=1, keepdim=True)).log().mean().item()""",
