@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import windowed_gpt
 from data import Dataset
 from results import option, parse_config, run_main
-from windowed_gpt import generate as generate
+from windowed_gpt import evaluate, generate, loss_of, make_optimizers, update  # noqa: F401 (its own too)
 
 
 @dataclass

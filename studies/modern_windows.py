@@ -9,7 +9,7 @@ import torch
 
 import modern_gpt
 from data import Dataset
-from modern_gpt import generate as generate
+from modern_gpt import evaluate, generate, loss_of, make_optimizers, update  # noqa: F401 (its own too)
 from results import parse_config, run_main
 from studies.ablation import soft_windows
 

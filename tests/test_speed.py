@@ -117,3 +117,9 @@ def test_soft_windows_of_modern_gpt_write_with_a_cache_as_without():
         expected, cache = model(ids), model.new_cache(2)
         parts = [model(ids[:, :5], cache, 0), *(model(ids[:, i : i + 1], cache, i) for i in range(5, 16))]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("study", ["gates", "modern_windows"])
+def test_a_run_of_the_studies_is_timed_like_a_rung(study):
+    step = training_step(study, **tiny_flags(study))(measure.Flags(quick=False))
+    assert step() == 4 * 16  # tokens

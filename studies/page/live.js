@@ -221,6 +221,8 @@ function type() {
   $("typed").addEventListener("input", () => (stopWriting(), typed()));
   $("write").addEventListener("click", () => (live.writing ? (stopWriting(), typed()) : write(Infinity)));
   $("step").addEventListener("click", () => write(1));
-  typed();
-  choose(Math.max(0, live.models.findIndex(({ name }) => name === "gpt.py")));
+  live.row = live.pointed = Math.max(0, live.models.findIndex(({ name }) => name === "gpt.py"));
+  live.rows[live.row].node.classList.add("chosen");
+  stopWriting();
+  breath().then(typed); // once the page is there
 }
