@@ -391,7 +391,8 @@ class Muon(torch.optim.Optimizer):
         for p in matrices:
             shapes.setdefault(p.shape, []).append(p)
         groups = [{"params": params} for params in shapes.values()]
-        super().__init__(groups, {"lr": torch.tensor(1e-3), "weight_decay": weight_decay, "momentum": 0.95})
+        lr = torch.tensor(1e-3, device=matrices[0].device)  # a tensor, so that a recorded step reads what it is set to
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -418,8 +419,8 @@ def make_optimizers(config, model):
     adamw = [{"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         adamw.append({"params": matrices, "weight_decay": config.weight_decay})
-    on_cuda = config.device.startswith("cuda")
-    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True, capturable=on_cuda)]  # betas of GPT-3
+    recording = config.cuda_graph and config.device.startswith("cuda")
+    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.95), fused=True, capturable=recording)]  # betas of GPT-3
     if config.optimizer == "muon":
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         optimizers.append(Muon(matrices, config.weight_decay, dtype))

@@ -119,7 +119,7 @@ def make_state(optimizer, saved):
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         parameter.grad = torch.zeros_like(parameter) if i in saved else None
     for group in optimizer.param_groups:
-        group["lr"] = torch.zeros(())
+        group["lr"] = torch.zeros((), device=group["params"][0].device)
     optimizer.step()
     optimizer.zero_grad()
     for group, rate in zip(optimizer.param_groups, rates):
