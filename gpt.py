@@ -44,7 +44,7 @@ class Config(Flags):
     grad_accum: int = option(1, "batches in a step; their gradients are averaged")
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
-    cuda_graph: bool = option(False, "on CUDA, launch all kernels of a step at once; not yet tried on a GPU")
+    cuda_graph: bool = option(True, "on CUDA, launch all kernels of a step at once")
     size: str = option("auto", "small: the defaults; full: a GPU's; auto: full on cuda, else small", choices=SIZES)
 
     full = dict(
@@ -306,7 +306,7 @@ def train(config: Config, data: Dataset, model: nn.Module):
     compiled = torch.compile(model, dynamic=False) if config.compile else model
     replica = run.replicate(compiled)  # under torchrun, averages gradients over the processes; else the model itself
     learning_rate = shared_learning_rate(optimizers, config.device)  # a tensor, which a recorded step can read anew
-    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))  # with --cuda_graph in one launch
+    step_on = recorded(config, lambda batches: update(replica, optimizers, batches))  # on CUDA in one launch
     for step in run.steps():
         learning_rate.fill_(learning_rate_at(step, config))
         batches = [data.batch("train") for _ in range(config.grad_accum)]

@@ -73,7 +73,7 @@ class Config(Flags, Sampling):
     eval_interval: int = option(25, "steps between evaluations")
     dtype: str = option("auto", "precision of the matrix products; auto: bfloat16 where it is fast", choices=DTYPES)
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
-    cuda_graph: bool = option(False, "on CUDA, launch all kernels of a step at once; not yet tried on a GPU")
+    cuda_graph: bool = option(True, "on CUDA, launch all kernels of a step at once")
 
     def __post_init__(self):
         if self.vocab_size:

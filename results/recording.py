@@ -28,7 +28,7 @@ def shared_learning_rate(optimizers, device):
 
 
 def recorded(config, update):
-    """`update` itself, or with --cuda_graph on CUDA a function that does the same in one launch.
+    """`update` itself, or on CUDA a function that does the same in one launch.
 
     update: takes a list of batches (x, y), trains on them and returns the loss, all by tensors on the device. Several
     processes talk to each other in every step, so they do not record.
@@ -75,7 +75,7 @@ class Recorder:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(self.stream)
-        if any("synchronizing" in str(wait.message) for wait in waits):
+        if any("called a synchronizing" in str(wait.message) for wait in waits):
             self.give_up("it waits for the device")
         return loss
 

@@ -12,7 +12,7 @@ if [ "${QUICK:-}" ]; then
     quick=(--quick --rounds 1)
     tiny=(--size small --n_layer 1 --n_head 2 --n_embd 16 --block_size 32 --batch_size 4 --max_iters 5 --eval_interval 5)
 fi
-graph=(--cuda_graph)
+graph=()
 
 note() { # NAME COMMAND...: the command, its output and its time in FOLDER/NAME.txt
     local start=$SECONDS
@@ -23,8 +23,8 @@ train() { # NAME SEED SCRIPT FLAGS...: a whole command, from its start to its te
 }
 
 note machine bash -c 'nvidia-smi --query-gpu=name,driver_version --format=csv,noheader; nproc; python -c "import torch; print(torch.__version__)"'
-note tests env TEST_DEVICE="$device" python -m pytest -q -n 0 tests/test_device.py
-grep -q "exit code 0" "$out/tests.txt" || graph=() # what a test refused is not timed
+note tests env TEST_DEVICE="$device" python -m pytest -q -n 8 tests/test_device.py
+grep -q "exit code 0" "$out/tests.txt" || graph=(--no-cuda_graph) # what a test refused is not timed
 note launches python -m studies.launches --device "$device" "${quick[@]}"
 train gpt 1 gpt.py
 train modern_gpt 1 modern_gpt.py

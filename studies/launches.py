@@ -34,14 +34,14 @@ def training_step(name, flags, cuda_graph):
 
 def kernels(call, device):
     """The time in which the kernels of a step compute, in ms, and how many they are."""
-    on_cuda = device.startswith("cuda")
-    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as profiler:
+    kind = "CUDA" if device.startswith("cuda") else "CPU"
+    with profile(activities=[getattr(ProfilerActivity, kind)]) as profiler:
         for _ in range(STEPS):
             call()
         measure.wait(device)
-    events = profiler.key_averages()
-    seconds = sum(event.self_device_time_total if on_cuda else event.self_cpu_time_total for event in events) / 1e6
-    return 1000 * seconds / STEPS, sum(event.count for event in events) / STEPS
+    events = [event for event in profiler.key_averages() if event.device_type.name == kind]  # not CUDA's calls
+    took = "self_device_time_total" if kind == "CUDA" else "self_cpu_time_total"  # in microseconds
+    return sum(getattr(event, took) for event in events) / 1000 / STEPS, sum(event.count for event in events) / STEPS
 
 
 def repeated(call):
