@@ -29,7 +29,7 @@ from .options import command_of, rung_of
 from .sampling import Sampling, sample_text
 
 VERSION = "1.0"  # of the project, as CHANGELOG.md has it
-SAMPLE_LENGTH = 1000  # characters that a run writes at its end, about
+SAMPLE_LENGTH = 500  # characters that a run writes at its end, about
 SAVE_INTERVAL = 60  # seconds between checkpoints, at most
 LOG_INTERVAL = 10  # steps from one row of metrics.csv to the next; a row has the mean training loss since the last one
 

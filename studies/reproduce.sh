@@ -94,10 +94,12 @@ long() { # below 1.4697, which nanoGPT has from three minutes of an A100
 }
 
 full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attention and a tenth of its characters
-    run full_gpt 1 gpt.py --size full
-    run full_modern_gpt 1 modern_gpt.py --size full
-    run full_pyg_free_gat 1 pyg_free_gat.py --size full
-    run full_windowed_gpt 1 windowed_gpt.py --size full
+    for seed in 1 2 3; do
+        run full_gpt $seed gpt.py --size full
+        run full_modern_gpt $seed modern_gpt.py --size full
+        run full_pyg_free_gat $seed pyg_free_gat.py --size full
+        run full_windowed_gpt $seed windowed_gpt.py --size full
+    done
     run full_dot_128 1 pyg_free_gat.py --layer dot --size full --block_size 128 --dropout 0
     local flags=(--size full --batch_size 64 --block_size 128 --learning_rate 8e-3 --max_iters 500 --eval_interval 50)
     for layer in gat gatv2 dot; do

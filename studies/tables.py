@@ -189,7 +189,7 @@ def full():
     for run, (flags, elsewhere) in FULL.items():
         columns = read(PUBLISHED / run)
         seen = (f"{columns[name][-1]:,.0f}" for name in ("step", "tokens"))
-        yield row(flags, parameters(run), *seen, f"{losses(run)[0]:.3f}", seconds(run), elsewhere)
+        yield row(flags, parameters(run), *seen, spread(losses(run)), seconds(run), elsewhere)
 
 
 def lines():
