@@ -134,8 +134,8 @@ def edges_of(adjacency: Tensor) -> Tensor:
 def masked_softmax(scores: Tensor, adjacency: Tensor) -> Tensor:
     """Attention weights (B, H, T, T): a softmax of the scores over the j that i reads from, and 0 for all other j."""
     edges = edges_of(adjacency)
-    weights = scores.masked_fill(~edges, -math.inf).softmax(dim=-1)
-    return weights.masked_fill(~edges, 0)  # a token that reads from none would have NaN
+    weights = torch.where(edges, scores, -math.inf).softmax(dim=-1)
+    return torch.where(edges, weights, 0)  # a token that reads from none would have NaN
 
 
 class GraphAttention(nn.Module):
@@ -225,10 +225,9 @@ class DotProduct(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
-        B, T, _ = x.shape
-        q = self.query(x).view(B, T, self.heads, -1).transpose(1, 2)  # (B, H, T, D)
-        k = self.key(x).view(B, T, self.heads, -1).transpose(1, 2)  # (B, H, T, D)
-        v = self.value(x).view(B, T, self.heads, -1).transpose(1, 2)  # (B, H, T, D)
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
+        k = self.key(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
+        v = self.value(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
         read = F.scaled_dot_product_attention(q, k, v, edges_of(adjacency))  # (B, H, T, D)
         return read.transpose(1, 2).flatten(2)  # (B, T, H * D)
 
@@ -501,7 +500,8 @@ def queries_of_a_tile(device):
 def tiles_with_edges(adjacency):
     """Tiles that cover all edges: slices of some tokens i, and of the j that any of them reads from in any graph."""
     T, size, tiles = adjacency.shape[-1], queries_of_a_tile(adjacency.device), []
-    edges = adjacency.reshape(-1, T, T).any(dim=0).cpu()  # waits for a GPU
+    edges = adjacency if adjacency.ndim == 2 else adjacency.any(dim=0)
+    edges = edges.cpu()  # waits for a GPU
     for i in range(0, T, size):
         j = edges[i : i + size].any(dim=0).nonzero()
         if len(j):

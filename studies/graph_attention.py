@@ -60,11 +60,18 @@ class PlainGATv2(GATv2):
 LINEAR = ("lin", "lin_l", "lin_r", "query", "key", "value")
 
 
-def core(build, compile=False):
-    """A case: a layer forward and backward, with what its linear maps would give already there."""
+def causal(T):
+    return adjacency_of("causal", torch.arange(T))
+
+
+def core(build, compile=False, sizes=(64, 128, 6, 64), graph=causal):
+    """A case: a layer forward and backward, with what its linear maps would give already there.
+
+    sizes: B, T, H and D. graph: a function that takes T and returns the adjacency (T, T).
+    """
 
     def case(flags):
-        B, T, H, D = (2, 16, 2, 8) if flags.quick else (64, 128, 6, 64)
+        B, T, H, D = (2, 16, 2, 8) if flags.quick else sizes
         layer = build(H * D, D, heads=H).to(flags.device)
         linears = [name for name, _ in layer.named_modules() if name.split(".")[-1] in LINEAR]
         for name in linears:
@@ -73,7 +80,7 @@ def core(build, compile=False):
             try_compiler(flags.device)
             layer = torch.compile(layer)
         weights = torch.randn(B, T, H * D, device=flags.device)
-        adjacency = adjacency_of("causal", torch.arange(T, device=flags.device))
+        adjacency = graph(T).to(flags.device)
 
         def call():
             layer.zero_grad()

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from conftest import Largest, build
@@ -21,6 +23,8 @@ from pyg_free_gat import (
     tiles_with_edges,
 )
 from results.metrics import read
+from studies import cora
+from studies.cora import along_edges
 from studies.maximum import Max
 from studies.pictures import lookup_accuracy
 
@@ -308,6 +312,53 @@ def test_attention_weights_are_those_of_pytorch_geometric(layer, graph):
     torch.testing.assert_close(weights, dense, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("layer", ["gat", "gatv2"])
+def test_padded_batches_of_graphs_are_what_pytorch_geometric_computes_from_their_edges(layer):
+    """Graphs of 0 to 30 nodes, some of which have no edge, batched by its DataLoader, as the README shows it."""
+    pyg = pytest.importorskip("torch_geometric")
+    from torch_geometric.loader import DataLoader
+    from torch_geometric.utils import to_dense_adj, to_dense_batch
+
+    torch.manual_seed(0)
+    theirs = {"gat": pyg.nn.GATConv, "gatv2": pyg.nn.GATv2Conv}[layer](10, 4, heads=3, add_self_loops=False)
+    ours = ALL[layer](10, 4, heads=3)
+    ours.load_state_dict(theirs.state_dict())
+    graphs = [
+        pyg.data.Data(x=torch.randn(N, 10), edge_index=(torch.rand(N, N) < 0.2).nonzero().T)
+        for N in (7, 1, 30, 12, 2, 21, 5)
+    ]
+    for batch in DataLoader(graphs, batch_size=3):
+        x, real = to_dense_batch(batch.x, batch.batch)  # (B, N, 10), and which nodes are not padding
+        adjacency = to_dense_adj(batch.edge_index, batch.batch, max_num_nodes=x.shape[1]).mT.bool()  # (B, N, N)
+        expected = theirs(batch.x, batch.edge_index)
+        torch.testing.assert_close(ours(x, adjacency)[real], expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layer", ["gat", "gatv2", "dot", "mean"])
+def test_any_number_of_graphs_and_nodes(layer, dtype):
+    torch.manual_seed(0)
+    module = ALL[layer](8, 4, heads=2).to(dtype)
+    for B, N in itertools.product((0, 1, 3), (0, 1, 2, 17, 70)):
+        x, adjacency = torch.randn(B, N, 8, dtype=dtype, requires_grad=True), torch.rand(B, N, N) < 0.3
+        adjacency[:, 1:2] = False  # a node that reads from none
+        out = module(x, adjacency)
+        out.sum().backward()
+        assert out.shape == (B, N, 8) and out.dtype == dtype
+        assert out.isfinite().all() and x.grad.isfinite().all()
+
+
+def test_4096_nodes():
+    torch.manual_seed(0)
+    x, adjacency = torch.randn(1, 4096, 4), (torch.rand(4096, 4096) < 0.001) | torch.eye(4096, dtype=torch.bool)
+    for module in (GAT(4, 4), GATv2(4, 4)):
+        some = torch.cat((torch.tensor([4000]), adjacency[4000].nonzero().flatten()))  # a node and what it reads from
+        few = torch.zeros(len(some), len(some), dtype=torch.bool)
+        few[0, 1:] = True
+        torch.testing.assert_close(module(x, adjacency)[0, 4000], module(x[:, some], few)[0, 0])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_attention_of_gat_is_static_and_that_of_gatv2_is_not(seed):
     """Theorems 1 and 2 of arXiv:2105.14491: GAT ranks the keys alike for every query, GATv2 need not."""
@@ -467,3 +518,45 @@ def test_any_convolution_of_pytorch_geometric_trains_and_is_causal(train, tmp_pa
         with torch.inference_mode():
             depends = (model(changed) - model(ids.repeat(16, 1))).abs().amax(dim=-1) > 1e-6  # (t, T)
         assert torch.equal(depends, causal(16).T), name  # on token t itself and on all before, on none after
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("layer", ["gat", "gatv2", "dot", "mean"])
+def test_layers_along_a_list_of_edges_are_the_dense_ones(layer):
+    """What studies/cora.py trains: outputs and gradients are those of the layer with an adjacency."""
+    torch.manual_seed(0)
+    module, adjacency = ALL[layer](10, 4, heads=3), (torch.rand(21, 21) < 0.2) | torch.eye(21, dtype=torch.bool)
+    x, grads = torch.randn(21, 10), []
+    for f in (lambda x: module(x[None], adjacency)[0], lambda x: along_edges(module, x, adjacency.T.nonzero().T)):
+        module.zero_grad()
+        mine = x.clone().requires_grad_()
+        out = f(mine)
+        (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+        grads.append([out.detach(), mine.grad, *(p.grad for p in module.parameters())])
+    for dense, sparse in zip(*grads):
+        torch.testing.assert_close(sparse, dense, atol=1e-9, rtol=1e-11)
+
+
+def write_planetoid(folder):
+    """A graph of 580 nodes of 3 classes in the files of Planetoid: 20 to train on, 500 to validate, 60 to test."""
+    sparse = pytest.importorskip("scipy.sparse")
+    random = np.random.default_rng(0)
+    classes, words = np.eye(3, dtype=np.int32)[random.integers(3, size=580)], random.random((580, 40)) < 0.1
+    x = sparse.csr_matrix(words.astype(np.float32))
+    parts = {"x": x[:20], "allx": x[:520], "tx": x[520:], "y": classes[:20], "ally": classes[:520], "ty": classes[520:]}
+    parts["graph"] = {node: random.integers(580, size=3).tolist() for node in range(580)}
+    folder.mkdir(parents=True)
+    for name, part in parts.items():
+        (folder / f"ind.cora.{name}").write_bytes(pickle.dumps(part))
+    (folder / "ind.cora.test.index").write_text("\n".join(map(str, range(520, 580))), encoding="utf-8")
+
+
+def test_cora_is_trained_as_in_the_paper_with_our_layers_and_with_those_of_pytorch_geometric(tmp_path, capsys):
+    """On a small citation graph in its files' format. GAT and GATConv start alike, so they end alike."""
+    pytest.importorskip("torch_geometric")
+    write_planetoid(tmp_path / "Cora" / "raw")
+    cora.main(["--root", str(tmp_path), "--seeds", "2", "--epochs", "5", "--layers", "GAT,GATConv,GATv2"])
+    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[1] for row in rows] == ["GAT", "GATConv", "GATv2"]
+    assert rows[0][2] == rows[1][2]
+    assert all(float(rows[n][8]) < 1e-4 for n in (0, 2))
