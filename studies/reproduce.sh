@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows modern texts tokens
-# long full, or some of these. They come into results/reproduced/, beside those in results/published/, whose losses they come
-# close to: to the last bit only with the same processor, versions and threads (see config.json). A run that is done,
-# whose sample.txt is what comes last, is left alone; one that was stopped goes on. The ablation and the speed tables
-# have their own commands.
+# long graphs full, or some of these. They come into results/reproduced/, beside those in results/published/. Their
+# losses come close to those: to the last bit only with the same processor, versions and threads (see config.json). A
+# run that is done, whose sample.txt is what comes last, is left alone; one that was stopped goes on. The ablation and
+# the speed tables have their own commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -93,6 +93,17 @@ long() { # below 1.4697, which nanoGPT has from three minutes of an A100
     run long_windows 1 -m studies.modern_windows "${flags[@]}"
 }
 
+graphs() { # windows, and graphs with about as many edges as a window of 16
+    local sums=(window:8+global:8 window:8+random:8 window:8+stride:8 window:8+global:4+random:4)
+    for seed in 1 2 3; do
+        for graph in window:4 window:8 window:16 window:32 window:64 "${sums[@]}"; do
+            for layer in dot gatv2; do
+                run graph_${layer}_${graph//[:+]/_} $seed pyg_free_gat.py --layer $layer --graph $graph
+            done
+        done
+    done
+}
+
 full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attention and a tenth of its characters
     for seed in 1 2 3; do
         run full_gpt $seed gpt.py --size full
@@ -112,7 +123,7 @@ full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attentio
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows modern texts tokens long full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, full" >&2; exit 2; }
+    [[ " ladder layers matched windows modern texts tokens long graphs full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, full" >&2; exit 2; }
 done
 for group; do
     $group

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, argv_of, tiny_flags
 
 import pyg_free_gat
@@ -44,7 +45,7 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "reproduce.sh").write_text(script, encoding="utf-8")
     command = ["bash", tmp_path / "studies" / "reproduce.sh", "ladder", "layers", "matched"]
-    command += ["windows", "modern", "texts", "tokens", "long", "full"]
+    command += ["windows", "modern", "texts", "tokens", "long", "graphs", "full"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     for folder in (ROOT / "results" / "published").glob("*/config.json"):
@@ -89,6 +90,22 @@ def test_its_layers_train_as_they_stand(monkeypatch, text_file, tmp_path, own):
     exec(snippets()[1] if own else adapter, {"__name__": "__main__"})
     losses = read(tmp_path / "run")["train_loss"]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_graph_of_ones_own(capsys):
+    exec(snippets()[2], {})
+    assert capsys.readouterr().out == "torch.Size([1, 4, 16]) torch.Size([1, 2, 4, 4])\n"
+
+
+def test_a_batch_of_pytorch_geometric(capsys):
+    pyg = pytest.importorskip("torch_geometric")
+    torch.manual_seed(0)
+    graphs = [pyg.data.Data(x=torch.randn(N, 16), edge_index=torch.randint(N, (2, 9)).unique(dim=1)) for N in (5, 9)]
+    names = {"batch": pyg.data.Batch.from_data_list(graphs)}
+    exec(snippets()[2] + snippets()[3], names)
+    theirs = pyg.nn.GATv2Conv(16, 8, heads=2, add_self_loops=False)
+    theirs.load_state_dict(names["layer"].state_dict())
+    torch.testing.assert_close(names["out"], theirs(names["batch"].x, names["batch"].edge_index))
 
 
 def commands():

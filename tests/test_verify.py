@@ -1,6 +1,7 @@
 """The published weights have the losses that are published, and publishing a run keeps what it wrote."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import contents, train_tiny, write_text
 import sample
 from data import UserError
 from results import load_best
-from studies import publish, verify
+from studies import measuring, publish, verify
 from studies.ablation import PUBLISHED
 
 
@@ -50,3 +51,26 @@ def test_what_is_not_there_is_one_line(tmp_path):
         verify.main(["nothing"])
     with pytest.raises(UserError, match="no config.json here"):
         publish.main([str(tmp_path)])
+
+
+def test_ways_of_measuring():
+    """On a model that knows how many characters it has read: then each way has a loss that can be written down."""
+
+    class Counts(torch.nn.Module):
+        def forward(self, x):  # -ln p of the character after the first t + 1 is ln(2) / (t + 1)
+            p = torch.exp(-math.log(2) / torch.arange(1.0, x.shape[1] + 1)).expand(x.shape)
+            return torch.stack((p, 1 - p), dim=-1).log()
+
+    def mean(T):
+        return sum(math.log(2) / t for t in range(1, T + 1)) / T
+
+    ids, T = torch.zeros(4 * 8 + 1, dtype=torch.uint8), 8
+    losses = measuring.every_window(Counts(), ids, T)
+    assert losses.shape == (32, 8) and losses[-1].isnan().sum() == 7
+    assert measuring.apart(losses, 8) == pytest.approx(mean(8))
+    assert measuring.apart(losses, 4) == pytest.approx(mean(4))
+    assert measuring.moved_by(losses, 8) == pytest.approx(mean(8))
+    assert measuring.moved_by(losses, 1) == pytest.approx((8 * mean(8) + 24 * math.log(2) / 8) / 32)
+    half = sum(math.log(2) / t for t in range(5, 9)) / 4
+    assert measuring.moved_by(losses, 4) == pytest.approx((8 * mean(8) + 24 * half) / 32)
+    assert list(measuring.estimates(losses, 3)) == pytest.approx([mean(8)] * 20)
