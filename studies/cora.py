@@ -62,7 +62,8 @@ def scores_and_values(layer, x, j, i):
     if isinstance(layer, DotProduct):
         q, k, v = (f(x).unflatten(-1, (layer.heads, -1)) for f in (layer.query, layer.key, layer.value))  # (N, H, D)
         return (q[i] * k[j]).sum(dim=-1) / math.sqrt(q.shape[-1]), v
-    return x.new_zeros(len(i), 1), layer.lin(x)[:, None]  # Mean: all neighbours count alike
+    values = layer.lin(x)[:, None]  # Mean: all neighbours count alike
+    return values.new_zeros(len(i), 1), values
 
 
 def along_edges(layer, x, edges):
@@ -94,8 +95,8 @@ def layer_of(name, channels, out, heads):
 class Network(nn.Module):
     """Two layers, as in the paper. Takes words (N, 1433) and a graph, returns the logits of the classes, (N, 7).
 
-    words is sparse, so that dropout is of the words that a paper has. graph is (2, E) int64, the edges; or for our
-    layers also (N, N) bool, the adjacency.
+    words is sparse, so that dropout and the first linear map are of the words that a paper has alone. graph is (2, E)
+    int64, the edges; or for our layers also (N, N) bool, the adjacency.
     """
 
     def __init__(self, name, channels, classes):
@@ -105,13 +106,13 @@ class Network(nn.Module):
 
     def forward(self, words, graph):
         kept = F.dropout(words.values(), DROPOUT, self.training)
-        x = kept.new_zeros(words.shape).index_put(tuple(words.indices()), kept)
+        x = torch.sparse_coo_tensor(words.indices(), kept, words.shape, is_coalesced=True, check_invariants=False)
         x = F.elu(self.read(self.first, x, graph))
         return self.read(self.second, F.dropout(x, DROPOUT, self.training), graph)
 
     def read(self, layer, x, graph):
         if graph.dtype == torch.bool:
-            return layer(x[None], graph)[0]
+            return layer(x.to_dense()[None], graph)[0]
         return along_edges(layer, x, graph) if self.ours else layer(x, graph)
 
 
