@@ -1,8 +1,8 @@
-"""A step of training in one launch: on CUDA, its thousands of kernels are recorded once, as a CUDA graph.
+"""A step of training in one launch: on CUDA, its kernels, a thousand or so, are recorded once, as a CUDA graph.
 
-Python needs longer to launch the kernels of a small model one by one than the GPU needs to run them. What is recorded
-is launched as a whole, with the same memory every time: batches are copied to where the recorded ones were, and the
-learning rate is a tensor that the host fills.
+Python needs longer to launch the kernels of a small model one by one than the GPU needs to run them. The recording is
+launched as a whole. It always reads and writes the same memory, so each new batch is copied over the one that was
+recorded, and the learning rate is a tensor that is filled anew before each step.
 """
 
 import warnings
@@ -41,7 +41,8 @@ def recorded(config, update):
 class Recorder:
     """Trains by `update`, and for every shape of batches records it after a few steps.
 
-    A step that waits for the device, or for which the recording has no memory, is not recorded; that is said once.
+    If a step waits for the device, or if recording fails (for lack of memory, say), nothing is recorded from then on.
+    A line says so once.
     """
 
     def __init__(self, update):
@@ -75,6 +76,9 @@ class Recorder:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(self.stream)
+        for warning in waits:
+            if "synchroniz" not in str(warning.message).lower():  # it is about something else
+                warnings.warn(warning.message, stacklevel=2)
         if any("called a synchronizing" in str(wait.message) for wait in waits):
             self.give_up("it waits for the device")
         return loss

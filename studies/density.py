@@ -8,10 +8,12 @@ take a list of edges, which is made anew at each call; that is part of their tim
 range over the rounds, the ratio to the first row, and the memory above that of the inputs and the weights.
 """
 
+import importlib.util
 from functools import partial
 
 import torch
 
+from data import UserError
 from pyg_free_gat import GAT, GATv2
 from results import run_main
 from studies import measure
@@ -28,6 +30,8 @@ def graph(N, density):
 
 
 def tables():
+    if not importlib.util.find_spec("torch_geometric"):
+        raise UserError("torch_geometric is not installed: pip install -r requirements-dev.txt")
     layers = {"GAT": GAT, "GATv2": GATv2, **peers()}
     return {
         f"{NODES // N} graphs of {N:,} nodes, {name}": {

@@ -1,13 +1,17 @@
 """How many edges does a character need, and does it matter which? Sparser graphs in place of the causal one.
 
-bash studies/reproduce.sh graphs   # trains them, which takes hours
-python -m studies.graphs           # draws graphs.png into results/published/
+bash studies/reproduce.sh graphs                   # trains them, which takes hours
+python -m studies.graphs --runs results/reproduced # draws graphs.png there
 
-The graphs are options --graph of pyg_free_gat.py, at its default sizes, with GATv2 and with the dot product: windows of
-4 to 64 characters, the causal graph, and four graphs that have about as many edges as a window of 16. Two of those are
-the parts of BigBird (arXiv:2007.14062), and one is all of it. The picture shows the validation loss over the edges of a
-character, a mean over its 128 places in the window. The table in results/README.md also has the diameter of each graph:
-how many layers it takes until every character can have heard of every earlier one. The models have three.
+The graphs are values of pyg_free_gat.py's --graph, at its default sizes, with GATv2 and with the dot product: windows
+of 4 to 64 characters, the causal graph, and four graphs that have about as many edges as a window of 16. Two of those
+combine a window of 8 with one other part of BigBird (arXiv:2007.14062), global or random edges; one has all three
+parts, and one has the strides of Sparse Transformers (arXiv:1904.10509). The picture shows the validation loss over the
+number of edges of a character, which is a mean over the 128 places of the context.
+
+The table in results/README.md also has the diameter of each graph: how many layers it takes until every character can
+have heard of every earlier one. The models have three. Global edges hardly shorten it here: BigBird's global tokens
+read all others, but under a causal mask the first characters can read nothing that comes after them.
 """
 
 import statistics
@@ -44,18 +48,19 @@ def diameter(graph):
     return layers
 
 
-def losses(layer, graph):
-    """The last validation loss of each seed that was trained."""
+def losses(layer, graph, runs=PUBLISHED):
+    """The last validation loss of each seed that was trained, of those in the folder `runs`."""
     name = layer if graph == "causal" else f"graph_{layer}_{graph.replace(':', '_').replace('+', '_')}"
-    folders = [PUBLISHED / f"{name}{end}" for end in ("", "-2", "-3")]
+    folders = [Path(runs) / f"{name}{end}" for end in ("", "-2", "-3")]
     return [read(folder)["val_loss"][-1] for folder in folders if (folder / "sample.txt").exists()]
 
 
-def draw():
+def draw(runs):
     figure = Figure(figsize=(8.3, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     for (layer, name), colour in zip(LAYERS.items(), COLOURS):
-        found = {graph: statistics.mean(losses(layer, graph)) for graph in WINDOWS + SUMS if losses(layer, graph)}
+        seeds = {graph: losses(layer, graph, runs) for graph in WINDOWS + SUMS}
+        found = {graph: statistics.mean(its) for graph, its in seeds.items() if its}
         windows = [graph for graph in WINDOWS if graph in found]
         axes.plot(*zip(*((edges(graph), found[graph]) for graph in windows)), color=colour, marker="o", label=name)
         for graph, marker in zip(SUMS, "sD^v"):
@@ -64,11 +69,11 @@ def draw():
                 axes.annotate(
                     graph, (edges(graph), found[graph]), (8, 0), textcoords="offset points", fontsize=8, va="center"
                 )
-    ticks = {edges(graph): f"{graph.removeprefix('window:')}\n{edges(graph):.0f}" for graph in WINDOWS}
+    ticks = {edges(graph): f"{graph.removeprefix('window:')}\n{edges(graph):.1f}" for graph in WINDOWS}
     axes.set(xscale="log", ylabel="validation loss, nats per character")
     axes.set_xticks([*ticks], ticks.values())
     axes.minorticks_off()
-    axes.set_xlabel("window, and the edges of a character (lines: windows; hollow: other graphs)")
+    axes.set_xlabel("window, and below it the number of edges of a character (hollow: other graphs)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -77,17 +82,18 @@ def draw():
 
 @dataclass
 class Flags:
-    out: str = option(str(PUBLISHED), "the folder for the picture")
+    runs: str = option(str(PUBLISHED), "the folder that has the runs, and gets the picture")
 
     def __post_init__(self):
-        if not Path(self.out).is_dir():
-            raise ValueError(f"--out {self.out}: is no folder")
+        if not any(losses(layer, graph, self.runs) for layer in LAYERS for graph in WINDOWS[:-1] + SUMS):
+            raise ValueError(f"--runs {self.runs}: has none of the runs; bash studies/reproduce.sh graphs trains them")
 
 
 def main(argv=None):
     flags = parse(Flags, argv)
-    write_output(Path(flags.out) / "graphs.png", picture(draw()), MADE_BY.encode())
-    print(Path(flags.out) / "graphs.png")
+    path = Path(flags.runs) / "graphs.png"
+    write_output(path, picture(draw(flags.runs)), MADE_BY.encode())
+    print(path)
 
 
 if __name__ == "__main__":

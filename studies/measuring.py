@@ -1,11 +1,12 @@
 """How much does a loss depend on how it is measured? The same weights, evaluated in the ways that people publish.
 
-python -m studies.measuring                    # gpt.py's and modern_gpt.py's published weights
+python -m studies.measuring                    # gpt.py's published weights
 python -m studies.measuring results/mine       # a run of yours
 
-The model reads the validation split in every window of T characters that there is, one for each place at which it can
-begin. That takes T times as long as an evaluation, and all ways of measuring are means over parts of it. What a window
-that moves by n adds to the mean is its last n characters; each of them has T - n or more characters before it.
+The model reads every window of T characters in the validation split, where T is its context. That takes T times as long
+as an evaluation. Every way of measuring is a mean over some of these losses. A sliding window with stride n begins n
+characters further on each time: of the first window all characters count, and of each later one its last n. The weights
+are those of best.pt, in float32.
 """
 
 import math
@@ -16,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 import sample
-from data import Dataset, UserError
+from data import CharTokenizer, Dataset, UserError
 from results import Parser, run_main
 from studies.ablation import PUBLISHED
 
@@ -32,7 +33,7 @@ def every_window(model, ids, T):
     model.eval()
     padded = torch.cat((ids.long(), torch.full((T,), -1)))
     windows, rows = padded.unfold(0, T + 1, 1)[: len(ids) - 1], []  # (len(ids) - 1, T + 1) in the memory of `padded`
-    for some in windows.split(128):
+    for some in windows.split(max(1, 2**14 // T)):
         x, y = some[:, :-1].clamp(min=0), some[:, 1:]
         losses = F.cross_entropy(model(x).float().mT, y, ignore_index=-1, reduction="none")  # (128, T)
         rows.append(losses.masked_fill(y < 0, math.nan))
@@ -40,12 +41,12 @@ def every_window(model, ids, T):
 
 
 def apart(losses, T):
-    """The mean over windows of the first T characters of a row, each where the last one ended."""
+    """The mean over non-overlapping windows of T characters."""
     return losses[::T, :T].nanmean().item()
 
 
-def moved_by(losses, n):
-    """The mean over windows that begin n characters after each other."""
+def sliding(losses, n):
+    """The mean over a sliding window with stride n."""
     return torch.cat((losses[0], losses[n::n, -n:].flatten())).nanmean().item()
 
 
@@ -60,11 +61,11 @@ def estimates(losses, batch_size):
 def ways(losses, batch_size):
     """Yields how a loss was measured, and the loss."""
     T = losses.shape[1]
-    yield f"windows of {T}, each where the last one ended: this repository", apart(losses, T)
+    yield f"non-overlapping windows of {T}, as in this repository", apart(losses, T)
     for shorter in (T // 2, T // 4):
-        yield f"the same with windows of {shorter}", apart(losses, shorter)
-    yield f"a window of {T} that moves by {T // 2}", moved_by(losses, T // 2)
-    yield f"a window of {T} that moves by 1", moved_by(losses, 1)
+        yield f"non-overlapping windows of {shorter}", apart(losses, shorter)
+    for stride in (T // 2, 1):
+        yield f"a sliding window of {T} with stride {stride}", sliding(losses, stride)
     found = list(estimates(losses, batch_size))
     deviation = statistics.stdev(found)
     yield f"{BATCHES} random batches of {batch_size} (± {deviation:.4f} over {ESTIMATES} estimates)", found[0]
@@ -74,13 +75,19 @@ def ways(losses, batch_size):
 def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="*", metavar="FOLDER", help="a run whose tokens are characters")
-    folders = parser.parse_args(argv).runs or [PUBLISHED / "gpt", PUBLISHED / "modern_gpt"]
+    folders = parser.parse_args(argv).runs or [PUBLISHED / "gpt"]
     for folder in folders:
         _, model, tokenizer = sample.load(folder, "cpu")
         config = model.config
-        if config.vocab_size:
+        if not isinstance(tokenizer, CharTokenizer):
             raise UserError(f"{folder}: its tokens are not characters")
-        losses = every_window(model, Dataset(config, tokenizer).splits["val"], config.block_size)
+        if config.block_size < 4:
+            raise UserError(f"{folder}: its context is {config.block_size} characters; this needs 4 or more")
+        config.device = "cpu"
+        ids = Dataset(config, tokenizer).splits["val"]
+        if len(ids) * config.block_size > 2**30:
+            raise UserError(f"{folder}: {len(ids):,} windows of {config.block_size} characters are too many")
+        losses = every_window(model, ids, config.block_size)
         first = None
         print(f"\n| {Path(folder).name} | nats | bits | differs by |\n|---|---|---|---|")
         for way, loss in ways(losses, config.batch_size):

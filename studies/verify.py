@@ -29,6 +29,7 @@ def measured(folder):
     Last comes the sha256 of the text. With 8 bits it is only measured if the model is in the page, else None.
     """
     module, model, tokenizer = sample.load(folder, "cpu")
+    model.config.device = "cpu"
     data = Dataset(model.config, tokenizer)
     loss, rounded = module.evaluate(model, data), None
     if folder.name in MODELS:

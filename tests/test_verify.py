@@ -69,8 +69,8 @@ def test_ways_of_measuring():
     assert losses.shape == (32, 8) and losses[-1].isnan().sum() == 7
     assert measuring.apart(losses, 8) == pytest.approx(mean(8))
     assert measuring.apart(losses, 4) == pytest.approx(mean(4))
-    assert measuring.moved_by(losses, 8) == pytest.approx(mean(8))
-    assert measuring.moved_by(losses, 1) == pytest.approx((8 * mean(8) + 24 * math.log(2) / 8) / 32)
+    assert measuring.sliding(losses, 8) == pytest.approx(mean(8))
+    assert measuring.sliding(losses, 1) == pytest.approx((8 * mean(8) + 24 * math.log(2) / 8) / 32)
     half = sum(math.log(2) / t for t in range(5, 9)) / 4
-    assert measuring.moved_by(losses, 4) == pytest.approx((8 * mean(8) + 24 * half) / 32)
+    assert measuring.sliding(losses, 4) == pytest.approx((8 * mean(8) + 24 * half) / 32)
     assert list(measuring.estimates(losses, 3)) == pytest.approx([mean(8)] * 20)
