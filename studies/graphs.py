@@ -9,8 +9,8 @@ combine a window of 8 with one other part of BigBird (arXiv:2007.14062), global 
 parts, and one has the strides of Sparse Transformers (arXiv:1904.10509). The picture shows the validation loss over the
 number of edges of a character, which is a mean over the 128 places of the context.
 
-The table in results/README.md also has the diameter of each graph: how many layers it takes until every character can
-have heard of every earlier one. The models have three. Global edges hardly shorten it here: BigBird's global tokens
+A table is printed too. It also has the diameter of each graph: how many layers it takes until every character can have
+heard of every earlier one. The models have three. Global edges hardly shorten it here: BigBird's global tokens
 read all others, but under a causal mask the first characters can read nothing that comes after them.
 """
 
@@ -26,7 +26,7 @@ from pyg_free_gat import Config, adjacency_of
 from results import option, parse, run_main
 from results.metrics import read
 from results.plot import COLOURS, MADE_BY, picture
-from studies.ablation import PUBLISHED
+from studies.ablation import PUBLISHED, spread
 
 WINDOWS = ["window:4", "window:8", "window:16", "window:32", "window:64", "causal"]
 SUMS = ["window:8+global:8", "window:8+random:8", "window:8+stride:8", "window:8+global:4+random:4"]
@@ -53,6 +53,16 @@ def losses(layer, graph, runs=PUBLISHED):
     name = layer if graph == "causal" else f"graph_{layer}_{graph.replace(':', '_').replace('+', '_')}"
     folders = [Path(runs) / f"{name}{end}" for end in ("", "-2", "-3")]
     return [read(folder)["val_loss"][-1] for folder in folders if (folder / "sample.txt").exists()]
+
+
+def table(runs):
+    """Lines of Markdown."""
+    yield f"| graph | edges of a character | diameter | {' | '.join(LAYERS.values())} |"
+    yield "|---" * 5 + "|"
+    for graph in WINDOWS + SUMS:
+        found = [losses(layer, graph, runs) for layer in LAYERS]
+        cells = (spread(seeds) if seeds else "" for seeds in found)
+        yield f"| {graph} | {edges(graph):.1f} | {diameter(graph)} | {' | '.join(cells)} |"
 
 
 def draw(runs):
@@ -91,6 +101,7 @@ class Flags:
 
 def main(argv=None):
     flags = parse(Flags, argv)
+    print("\n".join(table(flags.runs)))
     path = Path(flags.runs) / "graphs.png"
     write_output(path, picture(draw(flags.runs)), MADE_BY.encode())
     print(path)

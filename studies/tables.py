@@ -15,8 +15,6 @@ from results import Parser, run_main
 from results.plot import RESULTS, read
 from studies import ablation
 from studies.ablation import PUBLISHED, spread
-from studies.graphs import SUMS, WINDOWS, diameter, edges
-from studies.graphs import losses as losses_of
 
 ROOT = RESULTS.parent
 PAGES = [ROOT / "README.md", *sorted(RESULTS.glob("*.md"))]
@@ -194,15 +192,6 @@ def full():
         yield row(flags, parameters(run), *seen, spread(losses(run)), seconds(run), elsewhere)
 
 
-def graphs():
-    yield from head("`--graph`", "edges a character", "diameter", "dot product", "GATv2")
-    for graph in (*WINDOWS, *SUMS):
-        found = [losses_of(layer, graph) for layer in ("dot", "gatv2")]
-        cells = [spread(seeds) if seeds else "" for seeds in found]
-        if any(cells):
-            yield row(f"`{graph}`", f"{edges(graph):.1f}", diameter(graph), *cells)
-
-
 def lines():
     """A line that each of the first rungs wrote: its first that is neither very short nor very long."""
     yield "```"
@@ -353,7 +342,6 @@ TABLES = {
     "texts": texts,
     "tokens": tokens,
     "full": full,
-    "graphs": graphs,
     "ablation": ablation.table,
 }
 
