@@ -76,9 +76,8 @@ def draw(runs):
         for graph, marker in zip(SUMS, "sD^v"):
             if graph in found:
                 axes.plot(edges(graph), found[graph], color=colour, marker=marker, fillstyle="none", linestyle="")
-                axes.annotate(
-                    graph, (edges(graph), found[graph]), (8, 0), textcoords="offset points", fontsize=8, va="center"
-                )
+    for graph, marker in zip(SUMS, "sD^v"):  # what the hollow marks are, once for both layers
+        axes.plot([], [], color="grey", marker=marker, fillstyle="none", linestyle="", label=graph)
     ticks = {edges(graph): f"{graph.removeprefix('window:')}\n{edges(graph):.1f}" for graph in WINDOWS}
     axes.set(xscale="log", ylabel="validation loss, nats per character")
     axes.set_xticks([*ticks], ticks.values())
