@@ -76,9 +76,6 @@ class Recorder:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(self.stream)
-        for warning in waits:
-            if "synchroniz" not in str(warning.message).lower():  # it is about something else
-                warnings.warn(warning.message, stacklevel=2)
         if any("called a synchronizing" in str(wait.message) for wait in waits):
             self.give_up("it waits for the device")
         return loss

@@ -1,7 +1,7 @@
 """How many edges does a character need, and does it matter which? Sparser graphs in place of the causal one.
 
-bash studies/reproduce.sh graphs                   # trains them, which takes hours
-python -m studies.graphs --runs results/reproduced # draws graphs.png there
+bash studies/reproduce.sh graphs matched layers     # trains them, which takes hours; the causal ones last
+python -m studies.graphs --runs results/reproduced  # draws graphs.png there
 
 The graphs are values of pyg_free_gat.py's --graph, at its default sizes, with GATv2 and with the dot product: windows
 of 4 to 64 characters, the causal graph, and four graphs that have about as many edges as a window of 16. Two of those

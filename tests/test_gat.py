@@ -12,6 +12,7 @@ from torch import nn
 
 import gpt
 import pyg_free_gat
+from data import UserError
 from pyg_free_gat import (
     GAT,
     LAYERS,
@@ -315,7 +316,7 @@ def test_attention_weights_are_those_of_pytorch_geometric(layer, graph):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("layer", ["gat", "gatv2"])
 def test_padded_batches_of_graphs_are_what_pytorch_geometric_computes_from_their_edges(layer):
-    """Graphs of 0 to 30 nodes, some of which have no edge, batched by its DataLoader, as the README shows it."""
+    """Graphs of 1 to 30 nodes, some of which have no edge, batched by its DataLoader, as the README shows it."""
     pyg = pytest.importorskip("torch_geometric")
     from torch_geometric.loader import DataLoader
     from torch_geometric.utils import to_dense_adj, to_dense_batch
@@ -549,6 +550,16 @@ def write_planetoid(folder):
     for name, part in parts.items():
         (folder / f"ind.cora.{name}").write_bytes(pickle.dumps(part))
     (folder / "ind.cora.test.index").write_text("\n".join(map(str, range(520, 580))), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["allx", "graph", "test.index"])
+def test_a_damaged_file_of_cora_is_one_line(tmp_path, name):
+    pytest.importorskip("torch_geometric")
+    write_planetoid(tmp_path / "Cora" / "raw")
+    file = tmp_path / "Cora" / "raw" / f"ind.cora.{name}"
+    file.write_bytes(b"<html>" + file.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"--root .*: Cora can be neither read from there nor downloaded"):
+        cora.main(["--root", str(tmp_path), "--seeds", "1", "--epochs", "1"])
 
 
 def test_cora_is_trained_as_in_the_paper_with_our_layers_and_with_those_of_pytorch_geometric(tmp_path, capsys):
