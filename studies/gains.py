@@ -1,0 +1,401 @@
+"""Which ideas are worth their lines? Each is put into modern_gpt.py by itself, and trained with the same seeds.
+
+python -m studies.gains                # trains what results/reproduced/ does not have yet, prints the table
+python -m studies.gains --size full    # the same at full size
+python -m studies.gains --idea "head gates" --seed 2
+
+An idea is a function that changes one thing of a `Trial`, which is a training of modern_gpt.py. What is compared is
+the loss on the last tenth of the training split. The models train on the nine tenths before it. So nothing is chosen by
+the validation split. Its loss is measured once, after the last step, and stands in the table for the record.
+
+All losses are over windows as long as modern_gpt.py's own. The difference between an idea and modern_gpt.py is taken
+seed by seed: with the same seed both start from the same weights and see the same batches. The interval of the mean
+difference is Student's, at 95%.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import modern_gpt
+from data import Dataset, choose_device, choose_dtype
+from results import option, parse, recorded, run_main, shared_learning_rate
+from results.run import machine
+from studies.ablation import PUBLISHED, REPRODUCED, append, read, soft_windows
+from studies.measure import by_turns
+
+BASE, SEEDS = "modern_gpt.py", (1, 2, 3, 4, 5)
+LOSSES, PACES = "gains.csv", "gains_seconds.csv"
+HEAD = ("size", "device", "idea", "seed", "parameters", "held_out_loss", "val_loss")
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # the 97.5th percentile of Student's t for so many differences
+
+
+class Trial:
+    """A training of modern_gpt.py in parts that an idea may change before the first step.
+
+    What an idea adds to the model stands outside of its blocks, where AdamW trains it, and works through hooks, so
+    that the model's own code stays as it is.
+    """
+
+    def __init__(self, idea, seed, device="cpu", **sizes):
+        self.config = config = modern_gpt.Config(**sizes, seed=seed, device=device)
+        config.dtype, _ = choose_dtype(config.dtype, device)
+        torch.manual_seed(seed)
+        self.data = Dataset(config)
+        split, self.validation = self.data.splits.values()
+        cut = int(0.9 * len(split))
+        self.data.splits = {"train": split[:cut], "val": split[cut:]}
+        self.model = modern_gpt.GPT(config, self.data.vocab_size).to(device)
+        self.loss_of, self.window = modern_gpt.loss_of, config.block_size
+        self.before = self.after = lambda number: None  # what else is done before and after the step of this number
+        self.finish = lambda: None
+        IDEAS[idea][0](self)
+
+    @cached_property
+    def optimizers(self):
+        """AdamW and Muon. They are made when they are first asked for, after an idea has added its parameters."""
+        return modern_gpt.make_optimizers(self.config, self.model)
+
+    def replace_muon(self, cls):
+        matrices = [p for group in self.optimizers[1].param_groups for p in group["params"]]
+        self.optimizers[1] = cls(matrices, self.config.weight_decay, self.optimizers[1].dtype)
+
+    def update(self, batches):
+        """A step of modern_gpt.py's update(), with this trial's loss."""
+        ((x, y),) = batches
+        self.model.zero_grad()
+        loss = self.loss_of(self.model, x, y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.detach()
+
+    @cached_property
+    def step(self):
+        """A function that takes the step of a number, from 1 to max_iters."""
+        learning_rate = shared_learning_rate(self.optimizers, self.config.device)
+        step_on = recorded(self.config, self.update)
+
+        def step(number):
+            learning_rate.fill_(modern_gpt.learning_rate_at(number, self.config))
+            self.before(number)
+            step_on([self.data.batch("train", modern_gpt.context_at(number, self.config))])
+            self.after(number)
+
+        return step
+
+    def losses(self):
+        """Trains. Returns the losses on the last tenth of the training split and on the validation split."""
+        for number in range(1, self.config.max_iters + 1):
+            self.step(number)
+        self.finish()
+        self.data.block_size = self.window
+        held_out = modern_gpt.evaluate(self.model, self.data)
+        self.data.splits["val"] = self.validation
+        return held_out, modern_gpt.evaluate(self.model, self.data)
+
+
+def zeros(*modules_or_parameters):
+    """The modules or parameters, all of their numbers 0."""
+    for one in modules_or_parameters:
+        for parameter in one.parameters() if isinstance(one, nn.Module) else [one]:
+            nn.init.zeros_(parameter)
+    return modules_or_parameters
+
+
+# ---------------------------------------------------------------- Ideas of the model
+
+
+def value_embeddings(trial):
+    """Each block adds to the values v a row of a table of its own, which the token itself picks."""
+    model, config, now = trial.model, trial.config, {}
+    tables = [nn.Embedding(trial.data.vocab_size, config.n_embd, device=config.device) for _ in model.blocks]
+    model.tables = nn.ModuleList(zeros(*tables))
+    model.register_forward_pre_hook(lambda model, args: now.update(ids=args[0]))
+    for block, table in zip(model.blocks, tables):
+        block.attention.value.register_forward_hook(lambda layer, args, v, table=table: v + table(now["ids"]))
+
+
+def pair_embedding(trial):
+    """A row for each pair of characters, 65^2 of them, is added to the token embedding."""
+    model, V = trial.model, trial.data.vocab_size
+    (model.pairs,) = zeros(nn.Embedding((V + 1) * V, trial.config.n_embd, device=trial.config.device))
+
+    def add(layer, args, x):
+        before = F.pad(args[0], (1, 0), value=V)[:, :-1]  # V: nothing comes before the first
+        return x + model.pairs(before * V + args[0])
+
+    model.token_embedding.register_forward_hook(add)
+
+
+def head_gates(trial):
+    """What each head has read is multiplied by 2 sigmoid(w . x), where x is what attention took."""
+    config, now = trial.config, {}
+    gates = [nn.Linear(config.n_embd, config.n_head, bias=False, device=config.device) for _ in trial.model.blocks]
+    trial.model.gates = nn.ModuleList(zeros(*gates))
+
+    def scale(layer, args, gate):
+        heads = args[0].unflatten(-1, (config.n_head, -1))  # (B, T, H, D)
+        return (heads * 2 * gate(now["x"]).sigmoid()[..., None]).flatten(2)
+
+    for block, gate in zip(trial.model.blocks, gates):
+        block.attention.register_forward_pre_hook(lambda layer, args: now.update(x=args[0]))
+        block.attention.projection.register_forward_pre_hook(partial(scale, gate=gate))
+
+
+def skips(trial):
+    """The last block also reads what the first block wrote, the last but one what the second wrote, and so on."""
+    blocks, kept = trial.model.blocks, {}
+    (trial.model.skip,) = scales = zeros(nn.Parameter(torch.empty(len(blocks) // 2, device=trial.config.device)))
+    for i in range(len(blocks) // 2):
+        blocks[i].register_forward_hook(lambda block, args, x, i=i: kept.update({i: x}))
+        blocks[-1 - i].register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[0][i] * kept[i], *args[1:]))
+
+
+def embedding_skips(trial):
+    """Each block but the first also reads the token embedding."""
+    blocks, now = trial.model.blocks, {}
+    (trial.model.skip,) = scales = zeros(nn.Parameter(torch.empty(len(blocks), device=trial.config.device)))
+    blocks[0].register_forward_pre_hook(lambda block, args: now.update(x=args[0]))
+    for i, block in enumerate(blocks[1:], 1):
+        block.register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[0][i] * now["x"], *args[1:]))
+
+
+# ---------------------------------------------------------------- Ideas of the loss and of the batches
+
+
+def masked_tokens(trial, ratio=0.1):
+    """In training a tenth of the token embeddings are 0."""
+
+    def mask(layer, args, x):
+        return x * (torch.rand_like(x[..., :1]) >= ratio) if layer.training else x
+
+    trial.model.token_embedding.register_forward_hook(mask)
+
+
+def second_token(trial, weight=0.3):
+    """A second output layer predicts the token after the next one. Its loss is added to the other."""
+    model, config, now = trial.model, trial.config, {}
+    model.second_head = nn.Linear(config.n_embd, trial.data.vocab_size, bias=False, device=config.device)
+    nn.init.normal_(model.second_head.weight, std=0.02)
+    model.head.register_forward_pre_hook(lambda head, args: now.update(x=args[0]))
+
+    def loss_of(model, x, y):
+        loss = modern_gpt.loss_of(model, x, y)
+        logits = model.second_head(now["x"][:, :-1])  # (B, T - 1, V)
+        return loss + weight * F.cross_entropy(logits.flatten(0, 1), y[:, 1:].flatten())
+
+    trial.loss_of = loss_of
+
+
+def growing_batches(trial):
+    """Two thirds of the steps have half as many windows, the others twice as many: the same number in all."""
+    B = trial.config.batch_size
+
+    def before(number):
+        trial.data.batch_size = B // 2 if 3 * number <= 2 * trial.config.max_iters else 2 * B
+
+    trial.before = before
+
+
+def longer_windows(trial):
+    """Windows of twice the length, half as many."""
+    trial.config.block_size = trial.data.block_size = 2 * trial.config.block_size
+    trial.data.batch_size //= 2
+
+
+# ---------------------------------------------------------------- Ideas of the optimizer
+
+
+def averaged(trial, share=0.25):
+    """The learning rate stays high to the end. The model is the mean of the weights after the last steps."""
+    trial.config.warmdown_ratio = 0.0
+    average = AveragedModel(trial.model)
+
+    def after(number):
+        if number > (1 - share) * trial.config.max_iters:
+            average.update_parameters(trial.model)
+
+    trial.after, trial.finish = after, lambda: trial.model.load_state_dict(average.module.state_dict())
+
+
+def ema(trial, decay=0.99):
+    """The learning rate falls as before. The model is an exponential moving average of the weights."""
+    average = AveragedModel(trial.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    trial.after = lambda number: average.update_parameters(trial.model)
+    trial.finish = lambda: trial.model.load_state_dict(average.module.state_dict())
+
+
+def falling_decay(trial):
+    """The weight decay falls as the learning rate does."""
+    config, muon = trial.config, trial.optimizers[1]
+    decay = torch.tensor(config.weight_decay, device=config.device)
+    for group in muon.param_groups:
+        group["weight_decay"] = decay
+
+    def before(number):
+        decay.fill_(config.weight_decay * modern_gpt.learning_rate_at(number, config) / config.learning_rate)
+
+    trial.before = before
+
+
+class Muon(modern_gpt.Muon):
+    """modern_gpt.py's, with two methods that the ideas below replace."""
+
+    def direction(self, momentum, state):
+        """The matrices (N, rows, columns) along which to step."""
+        return modern_gpt.orthogonalize(momentum, self.dtype).float()
+
+    def decaying(self, p, update):
+        """The weights that decay."""
+        return p
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            params, lr, beta = group["params"], group["lr"], group["momentum"]
+            grads = torch.stack([p.grad for p in params])
+            state = self.state[params[0]]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(grads)
+            mean = state["momentum_buffer"].lerp_(grads, 1 - beta)
+            updates = self.direction(grads.lerp(mean, beta), state)
+            scale = 0.2 * math.sqrt(max(grads.shape[1:]))
+            for p, update in zip(params, updates.unbind()):
+                p.sub_(lr * (group["weight_decay"] * self.decaying(p, update) + scale * update))
+
+
+class CautiousMuon(Muon):
+    """A weight decays only where the step also takes it towards 0."""
+
+    def decaying(self, p, update):
+        return p * (p * update > 0)
+
+
+class NorMuon(Muon):
+    """Each row is divided by the root of a running mean of its squares. The step keeps its length."""
+
+    def direction(self, momentum, state):
+        U = super().direction(momentum, state)  # (N, rows, columns)
+        squares = U.square().mean(dim=2, keepdim=True)  # (N, rows, 1)
+        if "squares" not in state:
+            state["squares"] = torch.zeros_like(squares)
+        normalized = U / state["squares"].lerp_(squares, 0.05).sqrt().clamp(min=1e-7)
+        length, new_length = (X.norm(dim=(1, 2), keepdim=True) for X in (U, normalized))
+        return normalized * (length / new_length.clamp(min=1e-7))
+
+
+class PolarExpress(Muon):
+    """Each of the five steps of the iteration has coefficients of its own, the best for where it stands."""
+
+    COEFFICIENTS = (
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    )
+
+    def direction(self, momentum, state):
+        X = momentum.to(self.dtype)
+        X = X.mT if X.shape[1] > X.shape[2] else X
+        X = X / (1.02 * X.norm(dim=(1, 2), keepdim=True)).clamp(min=1e-7)
+        for a, b, c in self.COEFFICIENTS:
+            A = torch.bmm(X, X.mT)
+            X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)  # a X + (b A + c A A) X
+        return (X.mT if momentum.shape[1] > momentum.shape[2] else X).float()
+
+
+# ---------------------------------------------------------------- The table
+
+NANOGPT = "[modded-nanogpt](https://github.com/KellerJordan/modded-nanogpt)"
+IDEAS = {  # what it does to a Trial, and where it is from
+    BASE: (lambda trial: None, ""),
+    "value embeddings": (value_embeddings, NANOGPT),
+    "embedding of pairs": (pair_embedding, NANOGPT),
+    "head gates": (head_gates, "arXiv:2505.06708"),
+    "skips between blocks": (skips, NANOGPT),
+    "skips from the embedding": (embedding_skips, NANOGPT),
+    "soft windows": (lambda trial: soft_windows(trial.model), "[windowed_gpt.py](../windowed_gpt.py)"),
+    "windows of twice the length": (longer_windows, ""),
+    "masked tokens": (masked_tokens, "arXiv:1511.06349"),
+    "a second token": (second_token, "arXiv:2404.19737"),
+    "growing batches": (growing_batches, "arXiv:1711.00489"),
+    "averaged weights, rate stays high": (averaged, "arXiv:2405.18392"),
+    "averaged weights, rate falls": (ema, "arXiv:2405.18392"),
+    "falling weight decay": (falling_decay, "arXiv:2506.02285"),
+    "cautious weight decay": (lambda trial: trial.replace_muon(CautiousMuon), "arXiv:2510.12402"),
+    "NorMuon": (lambda trial: trial.replace_muon(NorMuon), "arXiv:2510.05491"),
+    "Polar Express": (lambda trial: trial.replace_muon(PolarExpress), "arXiv:2505.16932"),
+}
+
+
+def sizes_of(size):
+    return modern_gpt.Config.full if size == "full" else {}
+
+
+def paired(idea, base):
+    """The mean difference of paired losses, with its 95% interval if there is more than one pair."""
+    differences = [theirs - ours for theirs, ours in zip(idea, base)]
+    mean = f"{statistics.mean(differences):+.3f}"
+    if len(differences) == 1:
+        return mean
+    return f"{mean} ± {STUDENT[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences)):.3f}"
+
+
+def table(folder=PUBLISHED, size="small"):
+    """Lines of Markdown. An idea is compared with modern_gpt.py on the same device, seed by seed."""
+    runs = {key: rows[0] for key, rows in read(folder / LOSSES, "size", "device", "idea", "seed").items()}
+    paces = read(folder / PACES, "idea")
+    yield "| idea | seeds | difference, 95% | held out | validation | parameters | ms a step | source |"
+    yield "|---" * 8 + "|"
+    for idea, (_, source) in IDEAS.items():
+        keys = [key for key in runs if key[0] == size and key[2] == idea and (*key[:2], BASE, key[3]) in runs]
+        if keys:
+            parameters, losses, val_losses = zip(*(runs[key] for key in keys))
+            base = [runs[*key[:2], BASE, key[3]][1] for key in keys]
+            cells = [idea, str(len(keys)), "" if idea == BASE else paired(losses, base)]
+            cells += [f"{statistics.mean(losses):.3f}", f"{statistics.mean(val_losses):.3f}", f"{parameters[0]:,.0f}"]
+            pace = [seconds for _, seconds in paces.get((idea,), [])]
+            cells += [f"{1000 * statistics.median(pace):.0f}" if pace and size == "small" else "", source]
+            yield f"| {' | '.join(cells)} |"
+
+
+@dataclass
+class Flags:
+    idea: str = option("", "one idea instead of all", choices=("", *IDEAS))
+    seed: int = option(0, "one seed instead of all", within="[0, 5]")
+    size: str = option("small", "modern_gpt.py's --size", choices=("small", "full"))
+    device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
+
+
+def main(argv=None):
+    flags = parse(Flags, argv)
+    device, _ = choose_device(flags.device)
+    name, sizes = machine(torch.device(device)), sizes_of(flags.size)
+    REPRODUCED.mkdir(exist_ok=True)
+    for seed in [flags.seed] if flags.seed else SEEDS:
+        for idea in [flags.idea] if flags.idea else IDEAS:
+            if (flags.size, name, idea, str(seed)) not in read(REPRODUCED / LOSSES, *HEAD[:4]):
+                trial = Trial(idea, seed, device, **sizes)
+                losses = [f"{loss:.6f}" for loss in trial.losses()]
+                parameters = sum(p.numel() for p in trial.model.parameters())
+                print(idea, seed, *losses, flush=True)
+                append(REPRODUCED / LOSSES, HEAD, [(flags.size, name, idea, seed, parameters, *losses)])
+    if not flags.idea and not (REPRODUCED / PACES).exists():
+        middle = modern_gpt.Config.max_iters // 2  # where windows and batches are whole
+        seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in IDEAS}, 16, device)
+        rounds = [(idea, n, f"{t:.4f}") for idea in seconds for n, t in enumerate(seconds[idea], 1)]
+        append(REPRODUCED / PACES, ("idea", "round", "seconds"), rounds)
+    print("\n".join(table(REPRODUCED, flags.size)))
+
+
+if __name__ == "__main__":
+    run_main(main)
