@@ -4,7 +4,7 @@ python -m studies.measuring                    # gpt.py's published weights
 python -m studies.measuring results/mine       # a run of yours
 
 The model reads every window of T characters in the validation split, where T is its context. That takes T times as long
-as an evaluation. Every way of measuring is a mean over some of these losses. A sliding window with stride n begins n
+as an evaluation. Every way but the last is a mean over some of these losses. A sliding window with stride n begins n
 characters further on each time: of the first window all characters count, and of each later one its last n. The weights
 are those of best.pt, in float32.
 """
@@ -58,6 +58,23 @@ def estimates(losses, batch_size):
         yield windows[torch.randint(len(windows), (BATCHES * batch_size,), generator=generator)].mean().item()
 
 
+@torch.inference_mode()
+def in_upper_case(model, data):
+    """The loss if the text is to be predicted in upper case: p is then that of a letter's two cases together.
+
+    The model still reads the text as it is.
+    """
+    letters = [character.upper() for character in data.tokenizer.alphabet]
+    group = torch.tensor([letters.index(letter) for letter in letters])  # the same number for both cases
+    model.eval()
+    total = count = 0
+    for x, y in data.windows("val"):
+        p = model(x).float().softmax(dim=-1)  # (B, T, V)
+        p = torch.zeros_like(p).index_add_(-1, group, p).gather(-1, group[y][..., None])
+        total, count = total - p.log().sum().item(), count + y.numel()
+    return total / count
+
+
 def ways(losses, batch_size):
     """Yields how a loss was measured, and the loss."""
     T = losses.shape[1]
@@ -84,14 +101,18 @@ def main(argv=None):
         if config.block_size < 4:
             raise UserError(f"{folder}: its context is {config.block_size} characters; this needs 4 or more")
         config.device = "cpu"
-        ids = Dataset(config, tokenizer).splits["val"]
-        if len(ids) * config.block_size > 2**30:
-            raise UserError(f"{folder}: {len(ids):,} windows of {config.block_size} characters are too many")
-        losses = every_window(model, ids, config.block_size)
-        first = None
+        data = Dataset(config, tokenizer)
+        count = len(data.splits["val"])
+        if count * config.block_size > 2**30:
+            raise UserError(f"{folder}: {count:,} windows of {config.block_size} characters are too many")
+        losses = every_window(model, data.splits["val"], config.block_size)
+        found = [
+            *ways(losses, config.batch_size),
+            (f"non-overlapping windows of {config.block_size}, in upper case", in_upper_case(model, data)),
+        ]
+        first = found[0][1]
         print(f"\n| {Path(folder).name} | nats | bits | differs by |\n|---|---|---|---|")
-        for way, loss in ways(losses, config.batch_size):
-            first = loss if first is None else first
+        for way, loss in found:
             print(f"| {way} | {loss:.4f} | {loss / math.log(2):.4f} | {loss - first:+.4f} |", flush=True)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import contents, train_tiny, write_text
 
+import gpt
 import sample
-from data import UserError
+from data import Dataset, UserError
 from results import load_best
 from studies import measuring, publish, verify
 from studies.ablation import PUBLISHED
@@ -74,3 +75,17 @@ def test_ways_of_measuring():
     half = sum(math.log(2) / t for t in range(5, 9)) / 4
     assert measuring.sliding(losses, 4) == pytest.approx((8 * mean(8) + 24 * half) / 32)
     assert list(measuring.estimates(losses, 3)) == pytest.approx([mean(8)] * 20)
+
+
+def test_in_upper_case_both_cases_of_a_letter_are_right(tmp_path):
+    (tmp_path / "text").write_text("AaBb" * 50)
+    data = Dataset(
+        gpt.Config(data=str(tmp_path / "text"), block_size=3, device="cpu")
+    )  # of 20 characters, 19 predicted
+
+    class Same(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(*x.shape, 4)  # of A, B, a, b
+
+    expected = -(9 * math.log(0.1 + 0.3) + 10 * math.log(0.2 + 0.4)) / 19
+    assert measuring.in_upper_case(Same(), data) == pytest.approx(expected)
