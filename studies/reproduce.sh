@@ -10,6 +10,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 run() { # NAME SEED SCRIPT FLAGS...
     local out=results/reproduced/$1 flags=("${@:3}")
     [ "$2" = 1 ] || { out+=-$2; flags+=(--seed "$2"); }
+    case "$cuda ${flags[*]}" in
+        *--size* | *bigram.py* | *single_head.py* | *multi_head.py* | *\ block.py* | *transformer.py*) ;;
+        True*) flags+=(--size small) ;; # on CUDA the default is full
+    esac
     flags+=(--out "$out")
     [ ! -e "$out/checkpoint.pt" ] || flags+=(--resume)
     [ -e "$out/sample.txt" ] || python "${flags[@]}" || { rm -f "$out/sample.txt"; exit 1; } # Ctrl-C: not at its end
@@ -125,6 +129,7 @@ full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attentio
 for group in "${@:-}"; do
     [[ " ladder layers matched windows modern texts tokens long graphs full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, full" >&2; exit 2; }
 done
+cuda=$(python -c "import torch; print(torch.cuda.is_available())")
 for group; do
     $group
 done
