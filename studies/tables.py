@@ -224,9 +224,15 @@ GLOSSARY = {  # what a term means, the file that computes it first, and a text o
         "F.cross_entropy",
     ),
     "AdamW": (
-        "An optimizer: each weight's step is its averaged gradient over the root of its averaged square.",
+        "An optimizer: each weight's step is its averaged gradient, divided by the root of the averaged squared "
+        "gradient.",
         "bigram.py",
         "torch.optim.AdamW",
+    ),
+    "context, window": (
+        "The characters that the model reads at a time, and that the next one is predicted from.",
+        "single_head.py",
+        "block_size: int",
     ),
     "embedding": (
         "A vector of C learned numbers for each token, or for each position.",
@@ -271,7 +277,7 @@ GLOSSARY = {  # what a term means, the file that computes it first, and a text o
         "self.norm_1 = ",
     ),
     "feed-forward network": (
-        "Two linear layers with a GELU between, for each token alone.",
+        "Two linear layers with a GELU (a smooth maximum of x and 0) between, for each token alone.",
         "block.py",
         "nn.Sequential(",
     ),
@@ -281,11 +287,16 @@ GLOSSARY = {  # what a term means, the file that computes it first, and a text o
         "transformer.py",
         "return F.linear",
     ),
-    "weight decay": ("The optimizer also pulls weights towards 0.", "transformer.py", '"weight_decay": config'),
+    "weight decay": (
+        "The optimizer also pulls weights a little towards 0.",
+        "transformer.py",
+        '"weight_decay": config',
+    ),
     "warm-up": ("The learning rate rises from 0 before it falls.", "transformer.py", "rise = "),
     "gradient clipping": ("A gradient that is longer than 1 is shortened to 1.", "transformer.py", "clip_grad_norm_"),
     "fused attention": (
-        "One kernel computes attention and never writes the T x T weights to memory (FlashAttention).",
+        "One kernel, a routine that the device runs as a whole, computes attention and never writes the T x T weights "
+        "to memory (FlashAttention).",
         "gpt.py",
         "F.scaled_dot_product_attention",
     ),
