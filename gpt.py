@@ -7,7 +7,8 @@ with a cache. What each part buys:
 - fused attention, which never writes the T x T weights to memory: a step needs 217 MB and not 259;
 - bfloat16: the whole command took 139 s on a CPU that is fast at it, and 313 s on a similar one that is not;
 - gradient accumulation (--grad_accum): a batch may be larger than the memory;
-- torch.compile (--compile): fewer and larger kernels, which is for GPUs: on a CPU it gains nothing;
+- torch.compile (--compile): fewer and larger kernels, functions that the device runs as a whole. It is for GPUs: on a
+  CPU it gains nothing;
 - torchrun: each of several GPUs computes a part of every batch. Two processes on one CPU gain nothing.
 The numbers are from results/README.md and results/speed.md.
 
@@ -135,8 +136,8 @@ class GPT(nn.Module):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
         Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
-        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
-        shallow one.
+        Their standard deviation is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep
+        model as in a shallow one.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -192,7 +193,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
     # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
-    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
+    # else in float32. Its cache of cast weights is off, since a recorded step (see train) would go on with weights that
+    # were cast before they changed.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -205,7 +207,7 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
     model.eval()
     losses, characters = [], 0
     for x, y in data.windows("val"):
-        losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
+        losses.append(loss_of(model, x, y, "sum"))  # still on the device: .item() would wait for it
         characters += data.characters(y)
     model.train()
     return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
@@ -279,7 +281,10 @@ def make_optimizers(config, model):
 
 
 def learning_rate_at(step, config):
-    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0."""
+    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0.
+
+    A run that is shorter than its warm-up only rises.
+    """
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
     return config.learning_rate * min(rise, fall)
@@ -289,7 +294,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     """One step of training on batches of x and y, (B, T) each; y is x one token further on. Returns the mean loss."""
     model.zero_grad()
     loss = 0
-    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
+    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, which needs the memory of one
         model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()

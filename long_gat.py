@@ -15,7 +15,7 @@ long text the same few keys would come first for every query. So scores also fal
 own for each head: of two keys, the later one gains. It is still one order for all queries.
 
 Papers: Velickovic et al., "Graph Attention Networks" (arXiv:1710.10903) for the layer; Press et al., ALiBi
-(arXiv:2108.12409) for the distance. results/README.md says what is known of the rest.
+(arXiv:2108.12409) for the distance. results/README.md says which of the other ideas have been published before.
 """
 
 import math
@@ -77,7 +77,7 @@ def dense_attention(query: Tensor, key: Tensor, values: Tensor, slope: float) ->
     """What the functions below compute, written out: softmax(LeakyReLU(query_i + key_j)) over j <= i, times the values.
 
     query and key, the s and t above, are (N, T), values is (N, T, D), where N is B * H. Returns (N, T, D). It
-    takes O(T^2) and is not used.
+    takes O(T^2). The model does not call it; the tests compare StaticAttention with it.
     """
     scores = F.leaky_relu(query[:, :, None] + key[:, None], slope)  # (N, T, T)
     adjacency = torch.ones_like(scores[0], dtype=torch.bool).tril()  # (T, T)
@@ -143,7 +143,7 @@ def pieces(parts, size):
 def causal_sums(query, shift, key, log_weight, rows, slope, later=False):
     """The two sums of add_sums for a causal graph, over j <= i or, if `later`, over j >= i: (N, T, K) each.
 
-    StaticAttention calls it forward and backward, where queries and keys change places:
+    StaticAttention calls it in the forward pass, and in the backward pass with queries and keys exchanged:
                   query         key          log_weight   rows                shift             i reads
         forward   query part    key part     0            values and a 1      largest score     j <= i
         backward  key part      query part   -log_sum     gradient and a dot  0                 j >= i
@@ -297,8 +297,8 @@ class GPT(nn.Module):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
         Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
-        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
-        shallow one.
+        Their standard deviation is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep
+        model as in a shallow one.
         """
         for name, parameter in self.named_parameters():
             if ".layer." in name:
@@ -356,7 +356,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
     # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
-    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
+    # else in float32. Its cache of cast weights is off, since a recorded step (see train) would go on with weights that
+    # were cast before they changed.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -369,7 +370,7 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
     model.eval()
     losses, characters = [], 0
     for x, y in data.windows("val"):
-        losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
+        losses.append(loss_of(model, x, y, "sum"))  # still on the device: .item() would wait for it
         characters += data.characters(y)
     model.train()
     return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
@@ -443,7 +444,10 @@ def make_optimizers(config, model):
 
 
 def learning_rate_at(step, config):
-    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0."""
+    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0.
+
+    A run that is shorter than its warm-up only rises.
+    """
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
     return config.learning_rate * min(rise, fall)
@@ -453,7 +457,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     """One step of training on batches of x and y, (B, T) each; y is x one token further on. Returns the mean loss."""
     model.zero_grad()
     loss = 0
-    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
+    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, which needs the memory of one
         model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()

@@ -1,15 +1,17 @@
 """Rung 7: what has changed since GPT-2.
 
 New against rung 6, in the model:
-- rotary positions (RoPE) instead of position embeddings: queries and keys are rotated, so that of the positions only
-  the distance of two tokens enters their score. The model need not learn what holds at each pair of positions;
+- rotary positions (RoPE) instead of position embeddings: queries and keys are rotated by an angle that grows with the
+  position. The score of two tokens then depends on how far apart they are, and not on where in the window they are. So
+  the model need not learn the same thing again for each pair of positions;
 - RMSNorm instead of LayerNorm, which does as well with less: no mean is subtracted and no gain is learned;
 - QK-norm: queries and keys are normalized too, so that no score can grow without bound;
 - ReLU squared instead of GELU: simpler, and a little better;
-- no biases: they do little once there are norms, and without them there are fewer parameters and calls;
+- no biases: they do little once there are norms, and without them there are fewer parameters and operations;
 - the layers that write to the residual stream start at 0, so that at first every block passes its input on;
 - an output layer with weights of its own: weight tying saves memory with a vocabulary of 50,000 tokens, not of 65;
-- a short convolution before attention and before the feed-forward, so that each token has seen the three before it.
+- a short convolution before attention and before the feed-forward network: to each token it adds the three tokens
+  before it, each channel times a weight that is learned.
 
 In training: the learning rate stays at its highest for a while before it falls, and the first windows are short, since
 what is near is learned first. Learning rate, dropout and weight decay were tuned again. The papers are beside the code,
@@ -80,8 +82,8 @@ def rotation_of(positions: Tensor, D: int) -> tuple[Tensor, Tensor]:
     """Rotary positions (Su et al., arXiv:2104.09864): the cosines and sines of the angles for each token, (T, D / 2).
 
     Channels d and d + D / 2 are a pair, a point in the plane. Position p rotates it by the angle p 10000^(-2d/D). The
-    dot product of two rotated points depends on the difference of their angles alone, so that of the two positions only
-    the distance enters q . k.
+    dot product of two rotated points depends on the difference of their angles alone, so q . k depends on the distance
+    of the two tokens, and not on their positions.
     """
     frequencies = 10000 ** -(torch.arange(0, D, 2, device=positions.device) / D)  # (D / 2,)
     angles = positions[:, None] * frequencies  # (T, D / 2)
@@ -191,8 +193,8 @@ class GPT(nn.Module):
         self.initialize()
 
     def initialize(self):
-        """The last layer of what adds to the residual stream starts at 0 (Fixup, arXiv:1901.09321), and so do the
-        convolutions: each block begins as the identity. The other weights have standard deviation 0.02."""
+        """The layers that write to the residual stream start at 0 (Fixup, arXiv:1901.09321), so that each block begins
+        as the identity. The convolutions start at 0 too. The other weights have standard deviation 0.02."""
         for name, parameter in self.named_parameters():
             nn.init.normal_(parameter, std=0.02)
             if name.endswith(("projection.weight", "feed_forward.2.weight", "conv_1.weight", "conv_2.weight")):
@@ -246,7 +248,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
     # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
-    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
+    # else in float32. Its cache of cast weights is off, since a recorded step (see train) would go on with weights that
+    # were cast before they changed.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -259,7 +262,7 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
     model.eval()
     losses, characters = [], 0
     for x, y in data.windows("val"):
-        losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
+        losses.append(loss_of(model, x, y, "sum"))  # still on the device: .item() would wait for it
         characters += data.characters(y)
     model.train()
     return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
@@ -342,7 +345,7 @@ def learning_rate_at(step, config):
 def context_at(step, config):
     """Sequence length warm-up (Li et al., arXiv:2108.06084): windows of block_size / 8, then / 4, then / 2, then whole.
 
-    Each of the short lengths gets a twelfth of the steps, in batches of more windows, with as many tokens.
+    Each of the short lengths gets a twelfth of the steps, in batches of more windows, with about as many tokens.
     """
     doublings = min(3, 12 * (step - 1) // config.max_iters)
     return max(1, config.block_size >> (3 - doublings))
@@ -352,7 +355,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     """One step of training on batches of x and y, (B, T) each; y is x one token further on. Returns the mean loss."""
     model.zero_grad()
     loss = 0
-    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
+    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, which needs the memory of one
         model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()

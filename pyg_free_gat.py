@@ -298,8 +298,8 @@ class GPT(nn.Module):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
         Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
-        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
-        shallow one.
+        Their standard deviation is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep
+        model as in a shallow one.
         """
         for name, parameter in self.named_parameters():
             if ".layer." in name:
@@ -341,7 +341,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
     # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
-    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
+    # else in float32. Its cache of cast weights is off, since a recorded step (see train) would go on with weights that
+    # were cast before they changed.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -354,7 +355,7 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
     model.eval()
     losses, characters = [], 0
     for x, y in data.windows("val"):
-        losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
+        losses.append(loss_of(model, x, y, "sum"))  # still on the device: .item() would wait for it
         characters += data.characters(y)
     model.train()
     return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
@@ -428,7 +429,10 @@ def make_optimizers(config, model):
 
 
 def learning_rate_at(step, config):
-    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0."""
+    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0.
+
+    A run that is shorter than its warm-up only rises.
+    """
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
     return config.learning_rate * min(rise, fall)
@@ -438,7 +442,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     """One step of training on batches of x and y, (B, T) each; y is x one token further on. Returns the mean loss."""
     model.zero_grad()
     loss = 0
-    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
+    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, which needs the memory of one
         model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()
@@ -468,7 +472,7 @@ def train(config: Config, data: Dataset, model: nn.Module):
 # ---------------------------------------------------------------- The same scores, fast: skip this on a first reading
 
 # gatv2_scores stores a number for each pair of tokens and each channel, several times. This computes the same from
-# tiles of pairs. On a CPU, attention alone is then 20 times as fast and takes a 34th of the memory (by `python -m
+# tiles of pairs. On a CPU, attention alone is then 20 times as fast and takes a 35th of the memory (by `python -m
 # studies.graph_attention`). To train on a GPU, torch.compile instead makes one kernel of each pass over the pairs, and
 # none of those numbers reaches the GPU's memory.
 
@@ -513,7 +517,10 @@ def tiles_with_edges(adjacency):
 
 
 def tiles_of(graph, T, device):
-    """What tiles_with_edges finds in adjacency_of(graph), or a little more, without looking: nothing has to wait."""
+    """Tiles that cover adjacency_of(graph), from the graph's name alone.
+
+    They may be more than those of tiles_with_edges, but nothing waits until a GPU has looked at the adjacency.
+    """
     size = queries_of_a_tile(device)
     parts = [part.partition(":") for part in graph.split("+")]
     back = max(int(K) - 1 if kind == "window" else T for kind, _, K in parts)

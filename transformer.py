@@ -113,8 +113,8 @@ class GPT(nn.Module):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
         Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
-        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
-        shallow one.
+        Their standard deviation is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep
+        model as in a shallow one.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -174,7 +174,10 @@ def make_optimizer(config, model):
 
 
 def learning_rate_at(step, config):
-    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0."""
+    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0.
+
+    A run that is shorter than its warm-up only rises.
+    """
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
     return config.learning_rate * min(rise, fall)

@@ -1,13 +1,14 @@
 """Rung 9: a GPT whose adjacency is learned: each query of each head chooses how far back it looks.
 
-New against rung 6: edges need not be on or off. They can have weights, and the weights can depend on the text. Here
-each query predicts how far it looks, w tokens, which is called its window. With a soft window (`--attention
-soft_window`, the default) attention to the token d back is multiplied by exp(-d / w): it fades with the distance. A
-hard window (`--attention hard_window`) ends: nothing is read from d = w - 1 on. `--attention plain` is gpt.py.
+New against rung 6: in the adjacency an edge need not be on or off. It can be a number between 0 and 1 by which the
+attention weight is multiplied, and this number can depend on the text. Here each query predicts how far it looks, w
+tokens, which is called its window. With a soft window (`--attention soft_window`, the default) attention to the token d
+back is multiplied by exp(-d / w): it fades with the distance. A hard window (`--attention hard_window`) ends: nothing
+is read from d = w - 1 on. `--attention plain` is gpt.py.
 
 Papers: the windows follow Hartke, github.com/tomhartke/transformer-modifications (2023). A soft window is ALiBi (Press
-et al., arXiv:2108.12409), which subtracts a multiple of the distance from each score, with a multiple that the query
-chooses. A hard one goes back to Sukhbaatar et al., arXiv:1905.07799.
+et al., arXiv:2108.12409), which subtracts a multiple of the distance from each score. In ALiBi the multiple is fixed
+for each head; here the query chooses it. A hard window goes back to Sukhbaatar et al., arXiv:1905.07799.
 """
 
 import math
@@ -112,7 +113,7 @@ class SoftWindow(Attention):
 
     def one_over_w(self, x):
         """1 / w for each query and head, (B, H, T, 1). It is a sigmoid, so that it is finite for every u."""
-        u = self.window(x).to(self.window.weight.dtype)  # the rest in bfloat16 would put windows off by 4%
+        u = self.window(x).to(self.window.weight.dtype)  # in bfloat16 windows would be wrong by up to 4%
         return torch.sigmoid(-u - self.log_half).mT.unsqueeze(-1)
 
     def attend(self, x, q, k, v, past):
@@ -126,7 +127,7 @@ class SoftWindow(Attention):
         slopes = (self.one_over_w(x) / scale).to(q.dtype).expand(-1, -1, -1, 3)  # the kernel multiplies by scale again
         q = torch.cat((q, slopes), dim=-1)  # (B, H, T, D + 3)
         k = torch.cat((k, j.expand(*k.shape[:2], -1, -1)), dim=-1)  # (B, H, S, D + 3)
-        # The kernel wants q, k and v of one width, and a multiple of 8.
+        # The kernel wants q, k and v of one width, and is fastest if that is a multiple of 8.
         q, k, v = (F.pad(part, (0, v.shape[-1] + 8 - part.shape[-1])) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=scale)[..., :-8]
 
@@ -144,14 +145,16 @@ class HardWindow(SoftWindow):
         one_over_w = self.one_over_w(x).clamp(max=0.99)  # a window below 2 holds one token, whose weight is 1
         reads = []
         for n in range(0, q.shape[2], self.block):
-            rows, end, first = slice(n, n + self.block), min(past + n + self.block, k.shape[2]), 0
+            rows = slice(n, n + self.block)  # the queries of this block
+            end = min(past + n + self.block, k.shape[2])  # they read no key from here on
+            first = 0  # nor one before this
             if end > self.block and not torch.compiler.is_compiling():
                 longest = 1 / one_over_w[:, :, rows].amin().nan_to_num().clamp(min=1 / end)  # a NaN shows in the loss
                 first = max(0, past + n - int(longest))  # waits for a GPU
             i, j = torch.arange(past + n, end, device=x.device)[:, None], torch.arange(first, end, device=x.device)
             near = 1 - (i - j + 1) * one_over_w[:, :, rows]  # (B, H, i, j): above 0 inside the window
             inside = (near > 0) & (i >= j)
-            # log(1 - exp(-near)); `where` comes first too, since a log of 0 would make the gradient NaN.
+            # log(1 - exp(-near)). The inner `where` keeps 0 out of the log, whose gradient there would make others NaN.
             bias = torch.log(-torch.expm1(-near.where(inside, 1))).where(inside, -math.inf)
             reads.append(F.scaled_dot_product_attention(q[:, :, rows], k[:, :, first:end], v[:, :, first:end], bias))
         return torch.cat(reads, dim=2)
@@ -198,8 +201,8 @@ class GPT(nn.Module):
         """As in GPT-2: biases are 0, and weights are normal with standard deviation 0.02.
 
         Two layers of each block write to the residual stream: the projection and the last of the feed-forward network.
-        Theirs is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep model as in a
-        shallow one.
+        Their standard deviation is 0.02 / sqrt(2 n_layer), so that the sum of all that they write is as large in a deep
+        model as in a shallow one.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -255,7 +258,8 @@ def generate(model: nn.Module, ids: Tensor, max_new_tokens: int, **sampling) -> 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, reduction="mean") -> Tensor:
     """The cross-entropy of predicting the next tokens y (B, T) from x (B, T): the mean of -ln p(y), in nats."""
     # If the dtype is bfloat16, which auto picks where it is fast, autocast computes the matrix products in it and all
-    # else in float32. Without a cache of cast weights, since a recorded step (see train) would use it again and again.
+    # else in float32. Its cache of cast weights is off, since a recorded step (see train) would go on with weights that
+    # were cast before they changed.
     fast = model.config.dtype == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x)  # (B, T, V)
@@ -268,7 +272,7 @@ def evaluate(model: nn.Module, data: Dataset) -> float:
     model.eval()
     losses, characters = [], 0
     for x, y in data.windows("val"):
-        losses.append(loss_of(model, x, y, "sum"))  # still on the device: nothing waits for it here
+        losses.append(loss_of(model, x, y, "sum"))  # still on the device: .item() would wait for it
         characters += data.characters(y)
     model.train()
     return total(sum(loss.item() for loss in losses)) / total(characters)  # over all processes
@@ -342,7 +346,10 @@ def make_optimizers(config, model):
 
 
 def learning_rate_at(step, config):
-    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0."""
+    """Rises linearly to `learning_rate` in the first `warmup_iters` steps (warm-up), then falls linearly to 0.
+
+    A run that is shorter than its warm-up only rises.
+    """
     rise = step / max(1, config.warmup_iters)
     fall = (config.max_iters + 1 - step) / max(1, config.max_iters + 1 - config.warmup_iters)
     return config.learning_rate * min(rise, fall)
@@ -352,7 +359,7 @@ def update(model: nn.Module, optimizers: list, batches: list) -> Tensor:
     """One step of training on batches of x and y, (B, T) each; y is x one token further on. Returns the mean loss."""
     model.zero_grad()
     loss = 0
-    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, with the memory of one
+    for i, (x, y) in enumerate(batches, 1):  # several: gradient accumulation, which needs the memory of one
         model.require_backward_grad_sync = i == len(batches)  # for DistributedDataParallel: it averages once a step
         micro_loss = loss_of(model, x, y) / len(batches)
         micro_loss.backward()

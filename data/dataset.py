@@ -42,6 +42,8 @@ class Dataset:
         if min(sizes) <= self.block_size:
             has = "the text has {:,} tokens to train on and {:,} to validate on".format(*sizes)
             raise UserError(f"--block_size {self.block_size}: {has}; both must be more than that")
+        if not self.characters(self.splits["val"][1:5]):  # one of four bytes begins a character
+            raise UserError("the text is too short: no character begins in what validates")
         if len(self.splits["val"]) > PART:
             print(f"evaluations are over {PART:,} of {len(self.splits['val']):,} tokens, evenly spread")
         if self.batch_size % world_size():
@@ -58,8 +60,8 @@ class Dataset:
     def batch(self, split, block_size=None):
         """Random windows of the split: x and y (B, T) int64 on the device, where y is x one token further on.
 
-        B is batch_size and T is block_size. With another block_size, B is such that x has as many tokens. Of several
-        processes each gets its share of the windows.
+        B is batch_size and T is block_size. With another block_size, B is such that x has about as many tokens. Of
+        several processes each gets its share of the windows.
         """
         T = block_size or self.block_size
         B = self.batch_size * (self.block_size // T)
@@ -70,7 +72,7 @@ class Dataset:
     def windows(self, split):
         """The split once, in order, in non-overlapping windows: batches of x, y; the last window is shorter.
 
-        Of a split of more than PART tokens it takes about as many, in windows that are evenly spread and the same every
+        Of a split of more than PART tokens it takes about PART, in windows that are evenly spread and the same every
         time. Of several processes each gets its share of the batches.
         """
         ids = self.splits[split]

@@ -29,7 +29,9 @@ def provide(path, sha256, url, rebuild, otherwise):
             try:
                 write_atomically(path, checked(rebuild(), sha256))
             except OSError as second:
-                raise UserError(f"cannot get {path.name}; {otherwise}. Tried {url} ({first}) and {second}") from None
+                if not path.exists():  # or another process has just written it
+                    tried = f"Tried {url} ({first}) and {second}"
+                    raise UserError(f"cannot get {path.name}; {otherwise}. {tried}") from None
     try:
         return checked(path.read_bytes(), sha256)
     except OSError as error:
@@ -74,11 +76,13 @@ def download(url, path):
         with urllib.request.urlopen(request, timeout=10) as response:
             with open(path, "ab" if response.status == 206 else "wb") as file:
                 size = file.tell() + int(response.headers["Content-Length"] or 0)
+                end = ""
                 while content := response.read(2**20):
                     file.write(content)
                     if time.perf_counter() > due:
                         print(f"\r{file.tell() / 1e6:,.0f} of {size / 1e6:,.0f} MB", end="", flush=True)
-                        due += 1
+                        due, end = due + 1, "\n"
+                print(end=end)
                 if file.tell() < size:
                     raise OSError(f"broke off after {file.tell():,} of {size:,} bytes; the next try continues there")
     except urllib.error.HTTPError as error:

@@ -40,8 +40,9 @@ def load_checkpoint(folder, rung=None, name=CHECKPOINT):
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no checkpoint here")
     try:
-        check(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # once, so that what is checked is what is read
+            check(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         found = str(state["rung"])[:100]
     except Exception as error:  # an untrusted file can raise anything in the unpickler
         raise UserError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
@@ -50,23 +51,29 @@ def load_checkpoint(folder, rung=None, name=CHECKPOINT):
     return state
 
 
-def check(path):
+def check(file):
     """Raises an error unless the file is a zip as torch.save writes it: whole, not compressed, of tensors alone."""
-    with zipfile.ZipFile(path) as parts:
-        names = parts.namelist()
-        if sum(part.file_size for part in parts.infolist()) > os.path.getsize(path) or len({*names}) < len(names):
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as parts:
+        # torch reads the zip that begins where the file does, and takes DATA.PKL for data.pkl.
+        names = {name.lower() for name in parts.namelist()}
+        if len(names) < len(parts.namelist()) or min(part.header_offset for part in parts.infolist()):
+            raise ValueError("it could be read in two ways")
+        if sum(part.file_size for part in parts.infolist()) > size:
             raise ValueError("it would unpack to more than it is")
         if damaged := parts.testzip():
             raise ValueError(f"{damaged} is damaged")
-        for name in names:
-            if name.endswith(".pkl"):
+        for name in parts.namelist():
+            if name.lower().endswith(".pkl"):
                 check_pickle(parts.read(name))
+    file.seek(0)
 
 
 def check_pickle(content):
     """Raises ValueError for objects that our files do not have.
 
-    Among them are lists that are used again and again: nested, they take little room and forever to go through.
+    It also refuses lists that are referred to many times: nested in one another, they take little room in the file and
+    practically forever to go through.
     """
     before, kept, again = "", {}, 0  # the operation before this one, what made each object that is kept, uses of them
     for operation, argument, _ in pickletools.genops(content):

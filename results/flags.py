@@ -83,7 +83,7 @@ def help_of(f, full):
 
 
 def in_words(interval):
-    """ "[0, 1)" as "at least 0 and below 1"."""
+    """An interval like [0, 1) in words: at least 0 and below 1."""
     low, high = interval[1:-1].split(", ")
     return f"{ENDS[interval[0]]} {low} and {ENDS[interval[-1]]} {high}"
 

@@ -1,4 +1,4 @@
-"""How a script ends: with one line for what its user can fix, and with what it computed if its terminal is gone."""
+"""How a script ends: what its user can fix is one line. A script whose terminal is gone still computes to its end."""
 
 import builtins
 import errno
@@ -50,10 +50,14 @@ def run_main(main):
         try:
             return main()
         except Exception as error:
-            raise (UserError(line_of(error)[0]) if line_of(error)[0] else error) from None
+            line, _ = line_of(error)
+            if not line:
+                raise
+            raise UserError(line) from None
     stdout, sys.stdout = sys.stdout, Output(sys.stdout)
     encoding = None if sys.stdout.isatty() else "utf-8"  # a file takes every character, a terminal may lack some
-    sys.stdout.reconfigure(encoding=encoding, errors="replace")
+    if hasattr(sys.stdout.file, "reconfigure"):  # that of IDLE, say, has no encoding
+        sys.stdout.reconfigure(encoding=encoding, errors="replace")
     line, code = "", 0
     try:
         main()
@@ -79,7 +83,9 @@ def run_main(main):
 def line_of(error):
     """What there is to say of an error, and the exit code. Nothing if the error is a fault of the code."""
     said = " ".join(str(error).splitlines())
-    if isinstance(error, MemoryError) or re.search("tried to allocate|calculation overflowed", said, re.I):
+    if isinstance(error, MemoryError) or re.search(
+        "tried to allocate|calculation overflowed|out of memory|ALLOC_FAILED", said, re.I
+    ):
         return "not enough memory; a smaller batch, context or model takes less", 2
     if isinstance(error, UserError):
         return said, 2

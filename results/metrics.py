@@ -8,7 +8,7 @@ COLUMNS = ("step", "tokens", "seconds", "train_loss", "val_loss")
 
 
 def read(folder):
-    """The columns of a run's metrics.csv, as lists of numbers, None where no validation loss is. Raises ValueError."""
+    """The columns of a run's metrics.csv: lists of numbers, or None where no loss was measured. Raises ValueError."""
     path = Path(folder) / "metrics.csv"
     try:
         if not os.path.isfile(path):

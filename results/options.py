@@ -18,7 +18,7 @@ from .checkpoint import load_checkpoint
 from .flags import build, option, read_flags
 
 # The options that a resumed run may change.
-MAY_CHANGE = {"max_iters", "eval_interval", "device", "dtype", "compile", "data", "out", "resume"}
+MAY_CHANGE = {"max_iters", "eval_interval", "device", "dtype", "compile", "cuda_graph", "data", "out", "resume"}
 SIZES = ("auto", "small", "full")
 FORMER = {"mfu"}  # options that runs of earlier versions have and that computed nothing
 
@@ -129,7 +129,8 @@ def saved_options(cls, state, folder):
     try:
         saved = {name: value for name, value in state["config"].items() if name not in FORMER}
         saved = asdict(build(cls, read_flags(cls, as_flags(saved), add_help=False)))
-        weights = sum(w.numel() for w in state["model"].values())
+        stored = {w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in state["model"].values()}
+        weights = sum(stored.values()) // 2  # at most so many, since a published weight takes two bytes
     except (AttributeError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
         raise UserError(f"{folder}: not the options of {rung_of(cls)}.py ({error})") from None
     # Each block has at least one C x C matrix. If the file holds as many weights, the model takes little memory.
@@ -144,6 +145,8 @@ def resumed(given, saved):
     for name, value in given.items():
         if name not in MAY_CHANGE and value != saved[name]:
             raise UserError(f"--resume continues with {name}={saved[name]}; {name}={value} needs a new run with --out")
+    if "data" not in given and saved["data"] and not os.path.isfile(saved["data"]):  # a pipe would wait for ever
+        raise UserError(f"--resume continues with data={saved['data']}, which is not a file; name it with --data")
     if given.get("max_iters", saved["max_iters"]) != saved["max_iters"]:
         print(f"{given['max_iters']} steps instead of {saved['max_iters']}: the learning rate's schedule follows")
     # Another device chooses its own precision.

@@ -110,9 +110,10 @@ def label(axes, labels):
 
 
 def picture(figure, suffix=".png"):
-    """A figure as the bytes of a file with this suffix. Raises ValueError for a format that matplotlib lacks."""
-    file, creator = io.BytesIO(), "Software" if suffix == ".png" else "Creator"
-    metadata = {creator: MADE_BY} if suffix in (".png", ".svg", ".pdf") else None
+    """A figure as the bytes of a file with this suffix. Raises ValueError unless it is .png, .svg or .pdf."""
+    if suffix not in (".png", ".svg", ".pdf"):  # the formats that can say who made them, see write_output
+        raise ValueError(f"a picture is a .png, .svg or .pdf file, not {suffix}")
+    file, metadata = io.BytesIO(), {"Software" if suffix == ".png" else "Creator": MADE_BY}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a name in letters that the font lacks
         figure.savefig(file, format=suffix[1:], metadata=metadata)

@@ -34,7 +34,7 @@ def recorded(config, update):
     processes talk to each other in every step, so they do not record.
     """
     if config.cuda_graph and config.device.startswith("cuda") and not several():
-        return Recorder(update)
+        return Recorder(update, torch.device(config.device))
     return update
 
 
@@ -45,7 +45,9 @@ class Recorder:
     A line says so once.
     """
 
-    def __init__(self, update):
+    def __init__(self, update, device):
+        if device.index is not None:
+            torch.cuda.set_device(device)  # streams and recordings are those of the current device
         self.update, self.graphs, self.eager_steps, self.possible = update, {}, {}, True
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 

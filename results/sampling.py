@@ -10,7 +10,7 @@ from .flags import option
 class Sampling:
     """The options of writing. `sample_text` and `sample_token` take them."""
 
-    prompt: str = option("", "text to continue; without one, a new line, or in gpt2.py a new text")
+    prompt: str = option("", "text to continue; without it the text starts on a new line, in gpt2.py as a new document")
     max_new_tokens: int = option(500, "tokens to write, at most: characters, or what --vocab_size made")
     num_samples: int = option(1, "texts to write")
     temperature: float = option(0.8, "below 1 writes more safely, above 1 more wildly; 0 takes the likeliest token")
@@ -28,8 +28,8 @@ def sample_token(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
         return logits.argmax(-1, keepdim=True)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # below 0, so that no temperature overflows
     if top_k:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        values, tokens = logits.topk(min(top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, tokens, values)
     probs = logits.softmax(-1)
     if top_p < 1:
         likeliest, tokens = probs.sort(-1, descending=True)

@@ -11,9 +11,11 @@ makes in the time of gpt.py's.
 """
 
 import csv
+import json
 import statistics
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ import gpt
 import modern_gpt
 import windowed_gpt
 from data import Dataset, choose_dtype
-from results import option, parse, run_main, shared_learning_rate
+from results import metrics, option, parse, run_main, shared_learning_rate
 from results.plot import RESULTS
 from studies.measure import by_turns
 
@@ -193,7 +195,8 @@ def read(file, *key):
     if file.exists():
         with open(file, encoding="utf-8", newline="") as lines:
             for line in csv.DictReader(lines):
-                found.setdefault(tuple(line.pop(name) for name in key), []).append([*map(float, line.values())])
+                if None not in line.values():  # or the row was cut off
+                    found.setdefault(tuple(line.pop(name) for name in key), []).append([*map(float, line.values())])
     return found
 
 
@@ -211,8 +214,22 @@ def loss_at(run, step):
     return run[-1][1]
 
 
-def spread(losses):
-    return f"{statistics.mean(losses):.3f}" + (f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else "")
+def spread(values, digits=3):
+    """The mean, and the standard deviation if there is one: "1.567 ± 0.005"."""
+    found = [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
+    return " ± ".join(f"{value:.{digits}f}" for value in found)
+
+
+def finished(run, runs=PUBLISHED):
+    """The folders of a run's seeds that were trained to their end: gpt, gpt-2, gpt-3 in the folder `runs`."""
+    folders = [Path(runs) / f"{run}{end}" for end in ("", "-2", "-3")]
+    return [folder for folder in folders if (folder / "sample.txt").exists() and at_its_end(folder)]
+
+
+def at_its_end(folder):
+    """Whether a run made all its steps, and was not stopped by Ctrl-C."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    return metrics.read(folder)["step"][-1] == config["max_iters"]
 
 
 def table(folder=PUBLISHED):

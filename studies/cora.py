@@ -31,6 +31,7 @@ from data import UserError
 from pyg_free_gat import GAT, DotProduct, GATv2, Mean
 from results import option, parse, run_main
 from studies import measure
+from studies.ablation import spread
 
 DROPOUT, PATIENCE = 0.6, 100
 OURS = {"GAT": GAT, "GATv2": GATv2, "DotProduct": DotProduct, "Mean": Mean}
@@ -98,8 +99,8 @@ def layer_of(name, channels, out, heads):
 class Network(nn.Module):
     """Two layers, as in the paper. Takes words (N, 1433) and a graph, returns the logits of the classes, (N, 7).
 
-    words is sparse: dropout and the first linear map go only over the words that occur in a paper. graph is (2, E)
-    int64, the edges; or for our layers also (N, N) bool, the adjacency.
+    words is sparse: dropout and the first linear map go only over the words that occur in a paper. graph is
+    the edges, (2, E) int64. Our layers also take the adjacency, (N, N) bool, instead.
     """
 
     def __init__(self, name, channels, classes):
@@ -210,8 +211,7 @@ def main(argv=None):
     print(f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
     for name in flags.names:
         accuracies, epochs, networks = zip(*(train(name, data, n, flags.epochs) for n in range(1, flags.seeds + 1)))
-        deviation = f" ± {statistics.stdev(accuracies):.1f}" if flags.seeds > 1 else ""
-        cells = [name, f"{statistics.mean(accuracies):.1f}{deviation}", flags.seeds, f"{statistics.mean(epochs):.0f}"]
+        cells = [name, spread(accuracies, 1), flags.seeds, f"{statistics.mean(epochs):.0f}"]
         cells.append(f"{seconds_of(name, data, data.edges):.3f}")
         if name in OURS:
             with torch.inference_mode():

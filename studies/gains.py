@@ -6,11 +6,11 @@ python -m studies.gains --idea "head gates" --seed 2
 
 An idea is a function that changes one thing of a `Trial`, which is a training of modern_gpt.py. What is compared is
 the loss on the last tenth of the training split. The models train on the nine tenths before it. So nothing is chosen by
-the validation split. Its loss is measured once, after the last step, and stands in the table for the record.
+the validation split. Its loss is measured once, after the last step, and is in the table for the record.
 
 All losses are over windows as long as modern_gpt.py's own. The difference between an idea and modern_gpt.py is taken
 seed by seed: with the same seed both start from the same weights and see the same batches. The interval of the mean
-difference is Student's, at 95%.
+difference is Student's, at 95%. With 16 ideas, about one of these intervals misses its true value by chance.
 """
 
 import math
@@ -28,19 +28,20 @@ from data import Dataset, choose_device, choose_dtype
 from results import option, parse, recorded, run_main, shared_learning_rate
 from results.run import machine
 from studies.ablation import PUBLISHED, REPRODUCED, append, read, soft_windows
-from studies.measure import by_turns
+from studies.measure import by_turns, full_sizes
 
 BASE, SEEDS = "modern_gpt.py", (1, 2, 3, 4, 5)
 LOSSES, PACES = "gains.csv", "gains_seconds.csv"
 HEAD = ("size", "device", "idea", "seed", "parameters", "held_out_loss", "val_loss")
+PACE_HEAD = ("device", "idea", "round", "seconds")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # the 97.5th percentile of Student's t for so many differences
 
 
 class Trial:
     """A training of modern_gpt.py in parts that an idea may change before the first step.
 
-    What an idea adds to the model stands outside of its blocks, where AdamW trains it, and works through hooks, so
-    that the model's own code stays as it is.
+    What an idea adds to the model is outside of its blocks, where AdamW trains it, and works through hooks, so that the
+    model's own code stays as it is. Soft windows are an exception: they replace the attention of each block.
     """
 
     def __init__(self, idea, seed, device="cpu", **sizes):
@@ -102,12 +103,11 @@ class Trial:
         return held_out, modern_gpt.evaluate(self.model, self.data)
 
 
-def zeros(*modules_or_parameters):
-    """The modules or parameters, all of their numbers 0."""
-    for one in modules_or_parameters:
-        for parameter in one.parameters() if isinstance(one, nn.Module) else [one]:
-            nn.init.zeros_(parameter)
-    return modules_or_parameters
+def zeros(*modules):
+    """The modules, all of their weights 0."""
+    for module in modules:
+        nn.init.zeros_(module.weight)
+    return modules
 
 
 # ---------------------------------------------------------------- Ideas of the model
@@ -124,7 +124,7 @@ def value_embeddings(trial):
 
 
 def pair_embedding(trial):
-    """A row for each pair of characters, 65^2 of them, is added to the token embedding."""
+    """A row for each pair of characters, and one for each that comes first, is added to the token embedding."""
     model, V = trial.model, trial.data.vocab_size
     (model.pairs,) = zeros(nn.Embedding((V + 1) * V, trial.config.n_embd, device=trial.config.device))
 
@@ -153,19 +153,19 @@ def head_gates(trial):
 def skips(trial):
     """The last block also reads what the first block wrote, the last but one what the second wrote, and so on."""
     blocks, kept = trial.model.blocks, {}
-    (trial.model.skip,) = scales = zeros(nn.Parameter(torch.empty(len(blocks) // 2, device=trial.config.device)))
+    trial.model.skip = scales = nn.Parameter(torch.zeros(len(blocks) // 2, device=trial.config.device))
     for i in range(len(blocks) // 2):
         blocks[i].register_forward_hook(lambda block, args, x, i=i: kept.update({i: x}))
-        blocks[-1 - i].register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[0][i] * kept[i], *args[1:]))
+        blocks[-1 - i].register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[i] * kept[i], *args[1:]))
 
 
 def embedding_skips(trial):
     """Each block but the first also reads the token embedding."""
     blocks, now = trial.model.blocks, {}
-    (trial.model.skip,) = scales = zeros(nn.Parameter(torch.empty(len(blocks), device=trial.config.device)))
+    trial.model.skip = scales = nn.Parameter(torch.zeros(len(blocks) - 1, device=trial.config.device))
     blocks[0].register_forward_pre_hook(lambda block, args: now.update(x=args[0]))
-    for i, block in enumerate(blocks[1:], 1):
-        block.register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[0][i] * now["x"], *args[1:]))
+    for i, block in enumerate(blocks[1:]):
+        block.register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[i] * now["x"], *args[1:]))
 
 
 # ---------------------------------------------------------------- Ideas of the loss and of the batches
@@ -306,6 +306,7 @@ class PolarExpress(Muon):
     def direction(self, momentum, state):
         X = momentum.to(self.dtype)
         X = X.mT if X.shape[1] > X.shape[2] else X
+        # 1.02: so that rounding in bfloat16 takes no singular value above 1. The paper scales the coefficients too.
         X = X / (1.02 * X.norm(dim=(1, 2), keepdim=True)).clamp(min=1e-7)
         for a, b, c in self.COEFFICIENTS:
             A = torch.bmm(X, X.mT)
@@ -337,10 +338,6 @@ IDEAS = {  # what it does to a Trial, and where it is from
 }
 
 
-def sizes_of(size):
-    return modern_gpt.Config.full if size == "full" else {}
-
-
 def paired(idea, base):
     """The mean difference of paired losses, with its 95% interval if there is more than one pair."""
     differences = [theirs - ours for theirs, ours in zip(idea, base)]
@@ -353,7 +350,7 @@ def paired(idea, base):
 def table(folder=PUBLISHED, size="small"):
     """Lines of Markdown. An idea is compared with modern_gpt.py on the same device, seed by seed."""
     runs = {key: rows[0] for key, rows in read(folder / LOSSES, "size", "device", "idea", "seed").items()}
-    paces = read(folder / PACES, "idea")
+    paces = read(folder / PACES, *PACE_HEAD[:2])
     yield "| idea | seeds | difference, 95% | held out | validation | parameters | ms a step | source |"
     yield "|---" * 8 + "|"
     for idea, (_, source) in IDEAS.items():
@@ -363,8 +360,8 @@ def table(folder=PUBLISHED, size="small"):
             base = [runs[*key[:2], BASE, key[3]][1] for key in keys]
             cells = [idea, str(len(keys)), "" if idea == BASE else paired(losses, base)]
             cells += [f"{statistics.mean(losses):.3f}", f"{statistics.mean(val_losses):.3f}", f"{parameters[0]:,.0f}"]
-            pace = [seconds for _, seconds in paces.get((idea,), [])]
-            cells += [f"{1000 * statistics.median(pace):.0f}" if pace and size == "small" else "", source]
+            pace = [seconds for _, seconds in paces.get((keys[0][1], idea), [])]
+            cells += [f"{1000 * statistics.median(pace):.3g}" if pace and size == "small" else "", source]
             yield f"| {' | '.join(cells)} |"
 
 
@@ -379,7 +376,7 @@ class Flags:
 def main(argv=None):
     flags = parse(Flags, argv)
     device, _ = choose_device(flags.device)
-    name, sizes = machine(torch.device(device)), sizes_of(flags.size)
+    name, sizes = machine(torch.device(device)), full_sizes("modern_gpt") if flags.size == "full" else {}
     REPRODUCED.mkdir(exist_ok=True)
     for seed in [flags.seed] if flags.seed else SEEDS:
         for idea in [flags.idea] if flags.idea else IDEAS:
@@ -389,11 +386,12 @@ def main(argv=None):
                 parameters = sum(p.numel() for p in trial.model.parameters())
                 print(idea, seed, *losses, flush=True)
                 append(REPRODUCED / LOSSES, HEAD, [(flags.size, name, idea, seed, parameters, *losses)])
-    if not flags.idea and not (REPRODUCED / PACES).exists():
-        middle = modern_gpt.Config.max_iters // 2  # where windows and batches are whole
-        seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in IDEAS}, 16, device)
-        rounds = [(idea, n, f"{t:.4f}") for idea in seconds for n, t in enumerate(seconds[idea], 1)]
-        append(REPRODUCED / PACES, ("idea", "round", "seconds"), rounds)
+    if flags.size == "small" and not flags.idea and (name, BASE) not in read(REPRODUCED / PACES, *PACE_HEAD[:2]):
+        middle = modern_gpt.Config.max_iters // 2  # where all windows are whole; batches that grow have no one time
+        timed = [idea for idea in IDEAS if idea != "growing batches"]
+        seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in timed}, 16, device)
+        rounds = [(name, idea, n, f"{t:.5f}") for idea in seconds for n, t in enumerate(seconds[idea], 1)]
+        append(REPRODUCED / PACES, PACE_HEAD, rounds)
     print("\n".join(table(REPRODUCED, flags.size)))
 
 

@@ -4,7 +4,7 @@ bash studies/reproduce.sh graphs matched layers     # trains them, which takes h
 python -m studies.graphs --runs results/reproduced  # draws graphs.png there
 
 The graphs are values of pyg_free_gat.py's --graph, at its default sizes, with GATv2 and with the dot product: windows
-of 4 to 64 characters, the causal graph, and four graphs that have about as many edges as a window of 16. Two of those
+of 2 to 64 characters, the causal graph, and four graphs that have about as many edges as a window of 16. Two of those
 combine a window of 8 with one other part of BigBird (arXiv:2007.14062), global or random edges; one has all three
 parts, and one has the strides of Sparse Transformers (arXiv:1904.10509). The picture shows the validation loss over the
 number of edges of a character, which is a mean over the 128 places of the context.
@@ -26,15 +26,15 @@ from pyg_free_gat import Config, adjacency_of
 from results import option, parse, run_main
 from results.metrics import read
 from results.plot import COLOURS, MADE_BY, picture
-from studies.ablation import PUBLISHED, spread
+from studies.ablation import PUBLISHED, finished, spread
 
-WINDOWS = ["window:4", "window:8", "window:16", "window:32", "window:64", "causal"]
+WINDOWS = ["window:2", "window:4", "window:8", "window:16", "window:32", "window:64", "causal"]
 SUMS = ["window:8+global:8", "window:8+random:8", "window:8+stride:8", "window:8+global:4+random:4"]
 LAYERS = {"dot": "dot product", "gatv2": "GATv2"}
 
 
 def edges(graph):
-    """From how many characters one reads, itself included: a mean over the places in a window."""
+    """How many characters each one reads from, itself included: a mean over the places in a window."""
     adjacency = adjacency_of(graph, torch.arange(Config.block_size), Config.seed)
     return adjacency.sum().item() / len(adjacency)
 
@@ -51,11 +51,10 @@ def diameter(graph):
 def losses(layer, graph, runs=PUBLISHED):
     """The last validation loss of each seed that was trained, of those in the folder `runs`."""
     name = layer if graph == "causal" else f"graph_{layer}_{graph.replace(':', '_').replace('+', '_')}"
-    folders = [Path(runs) / f"{name}{end}" for end in ("", "-2", "-3")]
-    return [read(folder)["val_loss"][-1] for folder in folders if (folder / "sample.txt").exists()]
+    return [read(folder)["val_loss"][-1] for folder in finished(name, runs)]
 
 
-def table(runs):
+def table(runs=PUBLISHED):
     """Lines of Markdown."""
     yield f"| graph | edges of a character | diameter | {' | '.join(LAYERS.values())} |"
     yield "|---" * 5 + "|"

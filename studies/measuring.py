@@ -10,6 +10,7 @@ are those of best.pt, in float32.
 """
 
 import math
+import os
 import statistics
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 import sample
 from data import CharTokenizer, Dataset, UserError
-from results import Parser, run_main
+from results import Parser, load_best, run_main
 from studies.ablation import PUBLISHED
 
 BATCHES, ESTIMATES = 200, 20  # nanoGPT's estimate is a mean over 200 random batches
@@ -32,10 +33,11 @@ def every_window(model, ids, T):
     """
     model.eval()
     padded = torch.cat((ids.long(), torch.full((T,), -1)))
-    windows, rows = padded.unfold(0, T + 1, 1)[: len(ids) - 1], []  # (len(ids) - 1, T + 1) in the memory of `padded`
+    windows = padded.unfold(0, T + 1, 1)[: len(ids) - 1]  # (len(ids) - 1, T + 1), in the memory of `padded`
+    rows = []
     for some in windows.split(max(1, 2**14 // T)):
         x, y = some[:, :-1].clamp(min=0), some[:, 1:]
-        losses = F.cross_entropy(model(x).float().mT, y, ignore_index=-1, reduction="none")  # (128, T)
+        losses = F.cross_entropy(model(x).float().mT, y, ignore_index=-1, reduction="none")  # (2^14 / T, T)
         rows.append(losses.masked_fill(y < 0, math.nan))
     return torch.cat(rows)
 
@@ -101,7 +103,11 @@ def main(argv=None):
         if config.block_size < 4:
             raise UserError(f"{folder}: its context is {config.block_size} characters; this needs 4 or more")
         config.device = "cpu"
+        if config.data and not os.path.isfile(config.data):
+            raise UserError(f"{folder}: its text {config.data} is not a file")
         data = Dataset(config, tokenizer)
+        if load_best(folder)["corpus_sha256"] != data.sha256:
+            raise UserError(f"{folder}: this run was trained on another text")
         count = len(data.splits["val"])
         if count * config.block_size > 2**30:
             raise UserError(f"{folder}: {count:,} windows of {config.block_size} characters are too many")

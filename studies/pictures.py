@@ -36,7 +36,7 @@ from pyg_free_gat import GAT, GATv2, GraphAttention
 from results import option, parse, run_main
 from results.metrics import read
 from results.plot import COLOURS, MADE_BY, RESULTS, label, picture
-from studies import tables
+from studies.ablation import finished
 from windowed_gpt import HardWindow
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
@@ -458,7 +458,7 @@ def draw_losses(runs=("bigram", "single_head", "multi_head", "block", "transform
     figure = Figure(figsize=(8.3, 4.7), dpi=120, layout="constrained")
     axes, labels = figure.subplots(), []
     for run, colour in zip(runs, COLOURS):
-        seeds = [read(folder) for folder in tables.seeds(run)]
+        seeds = [read(folder) for folder in finished(run)]
         losses = torch.tensor([points_of(seed, "val_loss") for seed in seeds])  # (seeds, evaluations)
         at = [tokens for tokens, loss in zip(seeds[0]["tokens"], seeds[0]["val_loss"]) if loss is not None]
         mean, deviation = losses.mean(dim=0), losses.std(dim=0) if len(seeds) > 1 else torch.zeros(len(at))

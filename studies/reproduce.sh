@@ -100,7 +100,7 @@ long() { # below 1.4697, which nanoGPT has from three minutes of an A100
 graphs() { # windows, and graphs with about as many edges as a window of 16
     local sums=(window:8+global:8 window:8+random:8 window:8+stride:8 window:8+global:4+random:4)
     for seed in 1 2 3; do
-        for graph in window:4 window:8 window:16 window:32 window:64 "${sums[@]}"; do
+        for graph in window:2 window:4 window:8 window:16 window:32 window:64 "${sums[@]}"; do
             for layer in dot gatv2; do
                 run graph_${layer}_${graph//[:+]/_} $seed pyg_free_gat.py --layer $layer --graph $graph
             done

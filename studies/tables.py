@@ -13,8 +13,8 @@ import statistics
 
 from results import Parser, run_main
 from results.plot import RESULTS, read
-from studies import ablation
-from studies.ablation import PUBLISHED, spread
+from studies import ablation, graphs
+from studies.ablation import PUBLISHED, finished, spread
 
 ROOT = RESULTS.parent
 PAGES = [ROOT / "README.md", *sorted(RESULTS.glob("*.md"))]
@@ -77,11 +77,6 @@ FULL = {  # what was run, and what nanoGPT says of its own or gpt-pyg-attention'
 }
 
 
-def seeds(run):
-    """The folders of a run's seeds that are done: results/published/gpt, gpt-2, gpt-3."""
-    return [folder for end in ("", "-2", "-3") if (folder := PUBLISHED / (run + end)).joinpath("sample.txt").exists()]
-
-
 def about(run):
     return json.loads((PUBLISHED / run / "config.json").read_text(encoding="utf-8"))
 
@@ -91,7 +86,7 @@ def parameters(run):
 
 
 def losses(run):
-    return [read(folder)["val_loss"][-1] for folder in seeds(run)]
+    return [read(folder)["val_loss"][-1] for folder in finished(run)]
 
 
 def seconds(run):
@@ -162,7 +157,7 @@ def matched():
 def windows():
     yield from head("`--attention`", "what it does", "parameters", "seeds", "loss")
     for name, (what, run) in ATTENTIONS.items():
-        yield row(f"`{name}`", what, parameters(run), len(seeds(run)), spread(losses(run)))
+        yield row(f"`{name}`", what, parameters(run), len(finished(run)), spread(losses(run)))
 
 
 def texts():
@@ -171,7 +166,7 @@ def texts():
         config = about(run)["config"]
         command, _, _ = about(run)["commands"][0].partition(" --out")
         length, recency = f"{config['block_size']:,}", "yes" if config.get("recency") else "no"
-        yield row(f"`{command}`", length, recency, len(seeds(run)), spread(losses(run)))
+        yield row(f"`{command}`", length, recency, len(finished(run)), spread(losses(run)))
 
 
 def tokens():
@@ -354,6 +349,7 @@ TABLES = {
     "tokens": tokens,
     "full": full,
     "ablation": ablation.table,
+    "graphs": graphs.table,
 }
 
 

