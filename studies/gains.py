@@ -329,8 +329,8 @@ IDEAS = {  # what it does to a Trial, and where it is from
     "masked tokens": (masked_tokens, "arXiv:1511.06349"),
     "a second token": (second_token, "arXiv:2404.19737"),
     "growing batches": (growing_batches, "arXiv:1711.00489"),
-    "averaged weights, rate stays high": (averaged, "arXiv:2405.18392"),
-    "averaged weights, rate falls": (ema, "arXiv:2405.18392"),
+    "averaging instead of decay": (averaged, "arXiv:2405.18392"),
+    "averaging on top of decay": (ema, "arXiv:2405.18392"),
     "falling weight decay": (falling_decay, "arXiv:2506.02285"),
     "cautious weight decay": (lambda trial: trial.replace_muon(CautiousMuon), "arXiv:2510.12402"),
     "NorMuon": (lambda trial: trial.replace_muon(NorMuon), "arXiv:2510.05491"),
@@ -347,21 +347,21 @@ def paired(idea, base):
     return f"{mean} ± {STUDENT[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences)):.3f}"
 
 
-def table(folder=PUBLISHED, size="small"):
-    """Lines of Markdown. An idea is compared with modern_gpt.py on the same device, seed by seed."""
-    runs = {key: rows[0] for key, rows in read(folder / LOSSES, "size", "device", "idea", "seed").items()}
-    paces = read(folder / PACES, *PACE_HEAD[:2])
+def table(folder=PUBLISHED, size="small", device=None):
+    """Lines of Markdown: every idea beside modern_gpt.py, seed by seed, of the runs on one device."""
+    runs, paces = read(folder / LOSSES, *HEAD[:3]), read(folder / PACES, *PACE_HEAD[:2])
+    device = device or next(iter(runs))[1]
+    base = {seed: loss for seed, _, loss, _ in runs.get((size, device, BASE), [])}
     yield "| idea | seeds | difference, 95% | held out | validation | parameters | ms a step | source |"
     yield "|---" * 8 + "|"
     for idea, (_, source) in IDEAS.items():
-        keys = [key for key in runs if key[0] == size and key[2] == idea and (*key[:2], BASE, key[3]) in runs]
-        if keys:
-            parameters, losses, val_losses = zip(*(runs[key] for key in keys))
-            base = [runs[*key[:2], BASE, key[3]][1] for key in keys]
-            cells = [idea, str(len(keys)), "" if idea == BASE else paired(losses, base)]
-            cells += [f"{statistics.mean(losses):.3f}", f"{statistics.mean(val_losses):.3f}", f"{parameters[0]:,.0f}"]
-            pace = [seconds for _, seconds in paces.get((keys[0][1], idea), [])]
-            cells += [f"{1000 * statistics.median(pace):.3g}" if pace and size == "small" else "", source]
+        if rows := [row for row in runs.get((size, device, idea), []) if row[0] in base]:
+            seeds, parameters, losses, val_losses = zip(*rows)
+            difference = "" if idea == BASE else paired(losses, [base[seed] for seed in seeds])
+            means = [f"{statistics.mean(values):.3f}" for values in (losses, val_losses)]
+            pace = [seconds for _, seconds in paces.get((device, idea), [])]
+            time = f"{1000 * statistics.median(pace):.3g}" if pace and size == "small" else ""
+            cells = [idea, str(len(rows)), difference, *means, f"{parameters[0]:,.0f}", time, source]
             yield f"| {' | '.join(cells)} |"
 
 
@@ -392,7 +392,7 @@ def main(argv=None):
         seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in timed}, 16, device)
         rounds = [(name, idea, n, f"{t:.5f}") for idea in seconds for n, t in enumerate(seconds[idea], 1)]
         append(REPRODUCED / PACES, PACE_HEAD, rounds)
-    print("\n".join(table(REPRODUCED, flags.size)))
+    print("\n".join(table(REPRODUCED, flags.size, name)))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from conftest import (
 )
 
 import sample
+from studies import gains
 
 DEVICE = os.environ.get("TEST_DEVICE", "")
 pytestmark = [
@@ -79,6 +80,18 @@ def test_a_recorded_run_has_the_bits_of_an_eager_one(tmp_path, capfd, rung):
     assert "not recorded" not in capfd.readouterr().out
     assert same(eager["model"], recorded["model"])
     assert metrics(tmp_path / "cuda_graph") == metrics(tmp_path / "no-cuda_graph")
+
+
+@pytest.mark.parametrize("idea", gains.IDEAS)
+def test_every_idea_of_the_study_of_gains_trains(tmp_path, capfd, idea):
+    sizes = dict(n_layer=4, n_embd=16, n_head=2, block_size=16, batch_size=4, max_iters=60, warmup_iters=5)
+    found = [
+        gains.Trial(idea, 1, device, **sizes, data=str(write_text(tmp_path / "corpus.txt"))).losses()
+        for device in ("cpu", DEVICE)
+    ]
+    assert "not recorded" not in capfd.readouterr().out
+    if idea != "masked tokens":  # which are drawn by the device
+        assert found[1] == pytest.approx(found[0], abs=0.1)
 
 
 @on_cuda

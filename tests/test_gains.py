@@ -76,7 +76,7 @@ def test_the_same_number_of_characters_is_seen(trial, idea):
 
 
 def test_averaged_weights_are_the_mean_of_the_last_quarter(trial):
-    ours, seen = trial("averaged weights, rate stays high"), []
+    ours, seen = trial("averaging instead of decay"), []
     after = ours.after
     ours.after = lambda number: (after(number), seen.append(weights(ours.model).clone()))
     ours.losses()
@@ -132,3 +132,14 @@ def test_cautious_decay_acts_only_where_the_step_goes_towards_0():
     before = torch.stack(params).detach()
     towards_0 = before * (before - moved) > 0
     torch.testing.assert_close(moved - decayed, 0.1 * 0.1 * before * towards_0, atol=1e-6, rtol=0)
+
+
+def test_the_table_compares_seed_by_seed(tmp_path):
+    rows = [("small", "cpu", gains.BASE, 1, 100, 1.5, 1.6), ("small", "cpu", gains.BASE, 2, 100, 1.7, 1.8)]
+    rows += [("small", "cpu", "NorMuon", 1, 100, 1.4, 1.5), ("small", "cpu", "NorMuon", 2, 100, 1.5, 1.7)]
+    rows += [("small", "cuda", "NorMuon", 1, 100, 0.0, 0.0), ("small", "cpu", "NorMuon", 3, 100, 0.0, 0.0)]
+    gains.append(tmp_path / gains.LOSSES, gains.HEAD, rows)
+    *_, base, normuon = gains.table(tmp_path)
+    assert base.startswith(f"| {gains.BASE} | 2 |  | 1.600 | 1.700 |")
+    # The differences are -0.1 and -0.2: their standard error is 0.05, and Student's factor for two is 12.706.
+    assert normuon.startswith("| NorMuon | 2 | -0.150 ± 0.635 | 1.450 | 1.600 |")

@@ -566,8 +566,8 @@ def test_cora_is_trained_as_in_the_paper_with_our_layers_and_with_those_of_pytor
     """On a small citation graph in its files' format. GAT and GATConv start alike, so they end alike."""
     pytest.importorskip("torch_geometric")
     write_planetoid(tmp_path / "Cora" / "raw")
-    cora.main(["--root", str(tmp_path), "--seeds", "2", "--epochs", "5", "--layers", "GAT,GATConv,GATv2"])
+    cora.main(["--root", str(tmp_path), "--seeds", "2", "--epochs", "5", "--layers", "GAT,GATConv"])
     rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()[3:]]
-    assert [row[1] for row in rows] == ["GAT", "GATConv", "GATv2"]
+    assert [row[1] for row in rows] == ["GAT", "GATConv"]
     assert rows[0][2] == rows[1][2]
-    assert all(float(rows[n][8]) < 1e-4 for n in (0, 2))
+    assert float(rows[0][8]) < 1e-4
