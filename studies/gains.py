@@ -1,4 +1,4 @@
-"""Which ideas are worth their lines? Each is put into modern_gpt.py by itself, and trained with the same seeds.
+"""Which ideas are worth their lines? Each is put into modern_gpt.py or taken out of it, and trained with equal seeds.
 
 python -m studies.gains                # trains what results/reproduced/ does not have yet, prints the table
 python -m studies.gains --size full    # the same at full size
@@ -10,7 +10,7 @@ the validation split. Its loss is measured once, after the last step, and is in 
 
 All losses are over windows as long as modern_gpt.py's own. The difference between an idea and modern_gpt.py is taken
 seed by seed: with the same seed both start from the same weights and see the same batches. The interval of the mean
-difference is Student's, at 95%. With 16 ideas, about one of these intervals misses its true value by chance.
+difference is Student's, at 95%. With 24 ideas, about one of these intervals misses its true value by chance.
 """
 
 import math
@@ -27,7 +27,7 @@ import modern_gpt
 from data import Dataset, choose_device, choose_dtype
 from results import option, parse, recorded, run_main, shared_learning_rate
 from results.run import machine
-from studies.ablation import PUBLISHED, REPRODUCED, append, read, soft_windows
+from studies.ablation import PUBLISHED, REPRODUCED, append, no_convolutions, read, soft_windows
 from studies.measure import by_turns, full_sizes
 
 BASE, SEEDS = "modern_gpt.py", (1, 2, 3, 4, 5)
@@ -53,7 +53,7 @@ class Trial:
         cut = int(0.9 * len(split))
         self.data.splits = {"train": split[:cut], "val": split[cut:]}
         self.model = modern_gpt.GPT(config, self.data.vocab_size).to(device)
-        self.loss_of, self.window = modern_gpt.loss_of, config.block_size
+        self.loss_of, self.context_at, self.window = modern_gpt.loss_of, modern_gpt.context_at, config.block_size
         self.before = self.after = lambda number: None  # what else is done before and after the step of this number
         self.finish = lambda: None
         IDEAS[idea][0](self)
@@ -87,7 +87,7 @@ class Trial:
         def step(number):
             learning_rate.fill_(modern_gpt.learning_rate_at(number, self.config))
             self.before(number)
-            step_on([self.data.batch("train", modern_gpt.context_at(number, self.config))])
+            step_on([self.data.batch("train", self.context_at(number, self.config))])
             self.after(number)
 
         return step
@@ -166,6 +166,53 @@ def embedding_skips(trial):
     blocks[0].register_forward_pre_hook(lambda block, args: now.update(x=args[0]))
     for i, block in enumerate(blocks[1:]):
         block.register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[i] * now["x"], *args[1:]))
+
+
+# ---------------------------------------------------------------- Ideas of modern_gpt.py, taken out
+
+
+def layer_norm(trial):
+    """LayerNorm, with a gain and a shift, instead of RMSNorm."""
+    model, C = trial.model, trial.config.n_embd
+    readers = [reader for block in model.blocks for reader in (block.conv_1, block.conv_2)] + [model.head]
+    model.norms = nn.ModuleList(nn.LayerNorm(C, device=trial.config.device) for _ in readers)
+    for reader, norm in zip(readers, model.norms):  # LayerNorm gives the same for x as for RMSNorm's multiple of x
+        reader.register_forward_pre_hook(lambda reader, args, norm=norm: (norm(args[0]), *args[1:]))
+
+
+def biases(trial):
+    """A bias in every linear layer of the blocks."""
+    for layer in trial.model.blocks.modules():
+        if isinstance(layer, nn.Linear):
+            layer.bias = nn.Parameter(torch.zeros(layer.out_features, device=trial.config.device))
+
+
+def normal_start(trial):
+    """The layers that write to the residual stream start as in gpt.py, and not at 0."""
+    for block in trial.model.blocks:
+        for layer in (block.attention.projection, block.feed_forward[2]):
+            nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * trial.config.n_layer))
+
+
+def tied_head(trial):
+    """The output layer shares its weights with the token embedding."""
+    trial.model.head.weight = trial.model.token_embedding.weight
+
+
+def gelu(trial):
+    """GELU instead of ReLU squared."""
+    for block in trial.model.blocks:
+        block.feed_forward[1] = nn.GELU()
+
+
+def linear_decay(trial):
+    """The learning rate falls from the end of its warm-up on."""
+    trial.config.warmdown_ratio = 1.0
+
+
+def whole_windows(trial):
+    """All windows are whole from the start."""
+    trial.context_at = lambda number, config: config.block_size
 
 
 # ---------------------------------------------------------------- Ideas of the loss and of the batches
@@ -335,6 +382,14 @@ IDEAS = {  # what it does to a Trial, and where it is from
     "cautious weight decay": (lambda trial: trial.replace_muon(CautiousMuon), "arXiv:2510.12402"),
     "NorMuon": (lambda trial: trial.replace_muon(NorMuon), "arXiv:2510.05491"),
     "Polar Express": (lambda trial: trial.replace_muon(PolarExpress), "arXiv:2505.16932"),
+    "LayerNorm for RMSNorm": (layer_norm, ""),
+    "with biases": (biases, ""),
+    "no zero start": (normal_start, ""),
+    "weight tying": (tied_head, ""),
+    "GELU for ReLU²": (gelu, ""),
+    "no trapezoid: linear decay": (linear_decay, ""),
+    "no short windows at first": (whole_windows, ""),
+    "no short convolutions": (lambda trial: no_convolutions(trial.model), ""),
 }
 
 

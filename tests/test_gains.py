@@ -68,6 +68,16 @@ def test_an_idea_of_the_model_starts_as_modern_gpt_and_sees_no_future(trial, ide
     assert (before[:, 9:] != after[:, 9:]).any(dim=-1).all()
 
 
+@pytest.mark.usefixtures("float64")
+def test_layer_norm_is_that_of_the_residual_stream(trial):
+    ours, base, seen = trial("LayerNorm for RMSNorm"), trial(gains.BASE), []
+    ours.model.head.register_forward_hook(lambda head, args, logits: seen.append(args[0]))
+    stream = 3 + 2 * torch.randn(2, 16, 16)
+    ours.model.head(modern_gpt.norm(stream))
+    torch.testing.assert_close(seen[0], torch.nn.functional.layer_norm(stream, (16,)), atol=1e-4, rtol=0)
+    assert sum(p.numel() for p in ours.model.parameters()) - sum(p.numel() for p in base.model.parameters()) == 9 * 32
+
+
 @pytest.mark.parametrize("idea", ["growing batches", "windows of twice the length"])
 def test_the_same_number_of_characters_is_seen(trial, idea):
     ours, base = trial(idea), trial(gains.BASE)
