@@ -163,8 +163,8 @@ class GraphAttention(nn.Module):
 class GAT(GraphAttention):
     """e_ij = LeakyReLU(a_dst . h_i + a_src . h_j) with h = W x; the values are h_j. PyTorch Geometric's GATConv.
 
-    An edge j -> i has its source (src) in j, which is read, and its destination (dst) in i, which reads. e_ij grows
-    with something of i plus something of j: every i orders the j in the same way (static attention).
+    An edge j -> i has its source (src) in j, which is read, and its destination (dst) in i, which reads. Two
+    numbers meet in the LeakyReLU, one of i and one of j, so every i orders the j in the same way (static attention).
     """
 
     def __init__(self, in_channels, out_channels, heads=1, **options):
