@@ -10,7 +10,7 @@ the validation split. Its loss is measured once, after the last step, and is in 
 
 All losses are over windows as long as modern_gpt.py's own. The difference between an idea and modern_gpt.py is taken
 seed by seed: with the same seed both start from the same weights and see the same batches. The interval of the mean
-difference is Student's, at 95%. With 24 ideas, about one of these intervals misses its true value by chance.
+difference is Student's, at 95%. With 25 ideas, about one of these intervals misses its true value by chance.
 """
 
 import math
@@ -41,7 +41,7 @@ class Trial:
     """A training of modern_gpt.py in parts that an idea may change before the first step.
 
     What an idea adds to the model is outside of its blocks, where AdamW trains it, and works through hooks, so that the
-    model's own code stays as it is. Soft windows are an exception: they replace the attention of each block.
+    model's own code stays as it is. Soft windows and near attention are exceptions: they replace the attention of blocks.
     """
 
     def __init__(self, idea, seed, device="cpu", **sizes):
@@ -166,6 +166,27 @@ def embedding_skips(trial):
     blocks[0].register_forward_pre_hook(lambda block, args: now.update(x=args[0]))
     for i, block in enumerate(blocks[1:]):
         block.register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[i] * now["x"], *args[1:]))
+
+
+class NearAttention(modern_gpt.Attention):
+    """Attention over the last 16 tokens alone. It has no KV cache."""
+
+    def forward(self, x, rotation, cache=None, past=0):
+        linears = (self.query, self.key, self.value)
+        q, k, v = (linear(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2) for linear in linears)  # (B, H, T, D)
+        q, k = (modern_gpt.rotate(modern_gpt.norm(part), rotation) for part in (q, k))
+        place = torch.arange(x.shape[1], device=x.device)
+        distance = place[:, None] - place  # (T, T)
+        near = (distance >= 0) & (distance < 16)
+        read = F.scaled_dot_product_attention(q, k, v, near, scale=2 / math.sqrt(q.shape[-1]))  # (B, H, T, D)
+        return self.projection(read.transpose(1, 2).flatten(2))
+
+
+def near_attention(trial):
+    """All blocks but the last attend to the last 16 tokens alone."""
+    for block in trial.model.blocks[:-1]:
+        weights, block.attention = block.attention.state_dict(), NearAttention(trial.config).to(trial.config.device)
+        block.attention.load_state_dict(weights)
 
 
 # ---------------------------------------------------------------- Ideas of modern_gpt.py, taken out
@@ -372,6 +393,7 @@ IDEAS = {  # what it does to a Trial, and where it is from
     "skips between blocks": (skips, NANOGPT),
     "skips from the embedding": (embedding_skips, NANOGPT),
     "soft windows": (lambda trial: soft_windows(trial.model), "[windowed_gpt.py](../windowed_gpt.py)"),
+    "near attention but in the last block": (near_attention, "arXiv:2408.00118"),
     "windows of twice the length": (longer_windows, ""),
     "masked tokens": (masked_tokens, "arXiv:1511.06349"),
     "a second token": (second_token, "arXiv:2404.19737"),

@@ -9,7 +9,7 @@ from studies import gains
 
 TINY = dict(n_layer=4, n_embd=16, n_head=2, block_size=16, batch_size=4, max_iters=12)
 OF_THE_MODEL = ["value embeddings", "embedding of pairs", "head gates", "skips between blocks"]
-OF_THE_MODEL += ["skips from the embedding", "masked tokens", "a second token"]
+OF_THE_MODEL += ["skips from the embedding", "near attention but in the last block", "masked tokens", "a second token"]
 
 
 @pytest.fixture
@@ -66,6 +66,17 @@ def test_an_idea_of_the_model_starts_as_modern_gpt_and_sees_no_future(trial, ide
         before, after = ours.model(ids), ours.model(other)
     torch.testing.assert_close(before[:, :9], after[:, :9], atol=1e-10, rtol=0)
     assert (before[:, 9:] != after[:, 9:]).any(dim=-1).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_near_attention_reads_the_last_16_tokens():
+    config = modern_gpt.Config(n_layer=1, n_embd=16, n_head=2, block_size=40)
+    attention, rotation = gains.NearAttention(config), modern_gpt.rotation_of(torch.arange(40), 8)
+    x = torch.randn(1, 40, 16)
+    other = x.clone()
+    other[:, 10] += 1
+    changed = (attention(x, rotation) != attention(other, rotation)).any(dim=-1)[0]
+    assert changed.nonzero().flatten().tolist() == [*range(10, 26)]
 
 
 @pytest.mark.usefixtures("float64")
