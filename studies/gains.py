@@ -41,7 +41,7 @@ class Trial:
     """A training of modern_gpt.py in parts that an idea may change before the first step.
 
     What an idea adds to the model is outside of its blocks, where AdamW trains it, and works through hooks, so that the
-    model's own code stays as it is. Soft windows and near attention are exceptions: they replace the attention of blocks.
+    model's own code stays as it is. Soft windows and near attention are exceptions: they replace a block's attention.
     """
 
     def __init__(self, idea, seed, device="cpu", **sizes):
