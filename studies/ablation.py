@@ -10,6 +10,7 @@ all rows by turns, so that whatever slows the machine slows all of them. Equal s
 makes in the time of gpt.py's.
 """
 
+import contextlib
 import csv
 import json
 import statistics
@@ -201,9 +202,10 @@ def read(file, *key):
 
 
 def append(file, head, rows):
-    new = not file.exists()
+    with contextlib.suppress(FileExistsError), open(file, "x", encoding="utf-8", newline="") as lines:
+        csv.writer(lines, lineterminator="\n").writerow(head)
     with open(file, "a", encoding="utf-8", newline="") as lines:
-        csv.writer(lines, lineterminator="\n").writerows([head] * new + rows)
+        csv.writer(lines, lineterminator="\n").writerows(rows)
 
 
 def loss_at(run, step):
