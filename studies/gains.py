@@ -374,9 +374,9 @@ class PolarExpress(Muon):
     def direction(self, momentum, state):
         X = momentum.to(self.dtype)
         X = X.mT if X.shape[1] > X.shape[2] else X
-        # 1.02: so that rounding in bfloat16 takes no singular value above 1. The paper scales the coefficients too.
-        X = X / (1.02 * X.norm(dim=(1, 2), keepdim=True)).clamp(min=1e-7)
+        X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
         for a, b, c in self.COEFFICIENTS:
+            X = X / 1.01  # rounding may have taken a singular value above what the coefficients are made for
             A = torch.bmm(X, X.mT)
             X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)  # a X + (b A + c A A) X
         return (X.mT if momentum.shape[1] > momentum.shape[2] else X).float()
