@@ -91,23 +91,29 @@ def ways(losses, batch_size):
     yield f"the lowest of {ESTIMATES} such estimates", min(found)
 
 
+def model_and_text(folder):
+    """The model with a run's best weights, and the text of its training. Raises UserError if that has changed."""
+    _, model, tokenizer = sample.load(folder, "cpu")
+    if not isinstance(tokenizer, CharTokenizer):
+        raise UserError(f"{folder}: its tokens are not characters")
+    model.config.device = "cpu"
+    if model.config.data and not os.path.isfile(model.config.data):
+        raise UserError(f"{folder}: its text {model.config.data} is not a file")
+    data = Dataset(model.config, tokenizer)
+    if load_best(folder)["corpus_sha256"] != data.sha256:
+        raise UserError(f"{folder}: this run was trained on another text")
+    return model.eval(), data
+
+
 def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="*", metavar="FOLDER", help="a run whose tokens are characters")
     folders = parser.parse_args(argv).runs or [PUBLISHED / "gpt"]
     for folder in folders:
-        _, model, tokenizer = sample.load(folder, "cpu")
+        model, data = model_and_text(folder)
         config = model.config
-        if not isinstance(tokenizer, CharTokenizer):
-            raise UserError(f"{folder}: its tokens are not characters")
         if config.block_size < 4:
             raise UserError(f"{folder}: its context is {config.block_size} characters; this needs 4 or more")
-        config.device = "cpu"
-        if config.data and not os.path.isfile(config.data):
-            raise UserError(f"{folder}: its text {config.data} is not a file")
-        data = Dataset(config, tokenizer)
-        if load_best(folder)["corpus_sha256"] != data.sha256:
-            raise UserError(f"{folder}: this run was trained on another text")
         count = len(data.splits["val"])
         if count * config.block_size > 2**30:
             raise UserError(f"{folder}: {count:,} windows of {config.block_size} characters are too many")

@@ -11,7 +11,8 @@ import gpt
 import sample
 from data import Dataset, UserError
 from results import load_best
-from studies import ablation, measuring, publish, verify
+from results.metrics import read
+from studies import ablation, ensemble, measuring, publish, verify
 from studies.ablation import PUBLISHED
 
 
@@ -75,6 +76,27 @@ def test_weights_are_measured_on_the_text_of_their_training_alone(tmp_path):
     text.write_text(text.read_text()[::-1])
     with pytest.raises(UserError, match="another text"):
         measuring.main([str(tmp_path / "run")])
+
+
+def test_an_ensemble_is_the_mean_of_probabilities(tmp_path, capsys):
+    """Of three runs, whose windows have different lengths."""
+    text, folders = write_text(tmp_path / "corpus.txt"), []
+    for seed, block_size in ((1, 16), (2, 8), (3, 16)):
+        folders.append(tmp_path / f"run-{seed}")
+        train_tiny("gpt", text, folders[-1], seed=seed, block_size=block_size)
+    capsys.readouterr()
+    ensemble.main([str(folder) for folder in folders])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    parts = [ensemble.probabilities(folder)[0] for folder in folders]
+    for row, folder, p in zip(rows, folders, parts):
+        assert float(row[1]) == pytest.approx(-p.log().mean().item(), abs=1e-4)
+        assert float(row[1]) == pytest.approx(min(filter(None, read(folder)["val_loss"])), abs=1e-4)
+    assert float(rows[2][2]) == pytest.approx(-(sum(parts) / 3).log().mean().item(), abs=1e-4)
+    assert float(rows[2][2]) < sum(float(row[1]) for row in rows) / 3  # by Jensen's inequality
+    (tmp_path / "reversed.txt").write_text(text.read_text()[::-1])
+    train_tiny("gpt", tmp_path / "reversed.txt", tmp_path / "another")
+    with pytest.raises(UserError, match="another text"):
+        ensemble.main([str(folders[0]), str(tmp_path / "another")])
 
 
 def test_ways_of_measuring():
