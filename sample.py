@@ -32,6 +32,7 @@ RUNGS = {
     "gpt2": "gpt2:GPT2",
     "gates": "studies.gates:GPT",
     "modern_windows": "studies.modern_windows:GPT",
+    "student": "studies.student:GPT",
 }
 
 

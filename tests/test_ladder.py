@@ -83,7 +83,7 @@ def test_importing_runs_nothing(tmp_path):
 
 
 def test_sample_knows_every_rung():
-    assert list(sample.RUNGS) == [*RUNGS, "gpt2", "gates", "modern_windows"]
+    assert list(sample.RUNGS) == [*RUNGS, "gpt2", "gates", "modern_windows", "student"]
     for name in sample.RUNGS:
         module, model = sample.rung(name)
         assert model.__module__ == module.__name__ and module.__name__.split(".")[-1] == name

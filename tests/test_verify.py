@@ -5,14 +5,15 @@ import math
 
 import pytest
 import torch
-from conftest import contents, train_tiny, write_text
+from conftest import argv_of, contents, far_from_start, tiny_flags, train_tiny, write_text
 
 import gpt
+import modern_gpt
 import sample
 from data import Dataset, UserError
-from results import load_best
+from results import load_best, load_checkpoint
 from results.metrics import read
-from studies import ablation, ensemble, measuring, publish, verify
+from studies import ablation, ensemble, measuring, publish, student, verify
 from studies.ablation import PUBLISHED
 
 
@@ -97,6 +98,35 @@ def test_an_ensemble_is_the_mean_of_probabilities(tmp_path, capsys):
     train_tiny("gpt", tmp_path / "reversed.txt", tmp_path / "another")
     with pytest.raises(UserError, match="another text"):
         ensemble.main([str(folders[0]), str(tmp_path / "another")])
+
+
+def test_a_student_learns_from_its_teachers_and_is_a_run_like_any_other(tmp_path, capsys):
+    text = write_text(tmp_path / "corpus.txt")
+    train_tiny("gpt", text, tmp_path / "teacher")
+    flags = argv_of(**tiny_flags("modern_gpt"), data=text, out=tmp_path / "run", device="cpu", warmup_iters=1)
+    flags += [f"--teachers={tmp_path / 'teacher'}", "--eval_interval=5"]
+    student.main([*flags, "--max_iters=10"])
+    student.main([*flags, "--max_iters=15", "--resume"])
+    losses = [loss for loss in read(tmp_path / "run")["val_loss"] if loss is not None]
+    assert losses[-1] < losses[0] and load_checkpoint(tmp_path / "run")["step"] == 15
+    capsys.readouterr()
+    sample.main([str(tmp_path / "run"), "--prompt=to be", "--max_new_tokens=5", "--device=cpu"])
+    assert len(capsys.readouterr().out) == len("to be") + 5 + 1
+    with pytest.raises(UserError, match="--teachers names no run"):
+        student.main([*flags[:-2], "--max_iters=10"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_student_that_predicts_what_its_teachers_do_learns_from_the_text_alone(share):
+    """The cross-entropy with the teachers' probabilities is least where the student has them too."""
+    model = far_from_start(student.GPT(student.Config(**tiny_flags("modern_gpt"), share=share), 5)).eval()
+    model.requires_grad_(True)
+    x, y = torch.randint(5, (2, 4, 16))
+    gradients = [
+        torch.autograd.grad(loss, model.head.weight)[0]
+        for loss in (student.loss_of(model, [model], x, y), (1 - share) * modern_gpt.loss_of(model, x, y))
+    ]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
 def test_ways_of_measuring():

@@ -1,0 +1,94 @@
+"""One model that learns from several: modern_gpt.py, trained on what an ensemble predicts as well as on the text.
+
+python -m studies.student --teachers results/published/modern_gpt,results/published/soft_window --out results/student
+
+This is distillation (Hinton, Vinyals and Dean, arXiv:1503.02531). The text says which character came. The teachers say
+how likely each of the others was, which is more to learn from. Both losses are cross-entropies, and --share weighs
+them. The teachers have seen the training split alone. The other flags are those of modern_gpt.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import modern_gpt
+from data import Dataset, UserError
+from modern_gpt import evaluate, generate, make_optimizers  # noqa: F401 (its own too)
+from results import Run, option, parse_config, recorded, run_main, shared_learning_rate
+from studies.measuring import model_and_text
+
+
+@dataclass
+class Config(modern_gpt.Config):
+    teachers: str = option("", "folders of runs whose tokens are characters, with commas between them")
+    share: float = option(0.5, "share of the loss that is measured against the teachers", within="[0, 1]")
+
+
+class GPT(modern_gpt.GPT):
+    """Takes ids of tokens (B, T), returns the logits of the token that follows each, (B, T, V)."""
+
+
+def teachers_of(config, data):
+    """The models that teach, on the device. Raises UserError unless they were trained on this text's training split."""
+    models = []
+    for folder in filter(None, config.teachers.split(",")):
+        model, theirs = model_and_text(folder)
+        if theirs.sha256 != data.sha256:
+            raise UserError(f"--teachers {folder}: this run was trained on another text")
+        models.append(model.to(config.device).requires_grad_(False))
+    if not models:
+        raise UserError("--teachers names no run")
+    return models
+
+
+def loss_of(model, teachers, x, y):
+    """The mean of both cross-entropies over the characters y (B, T) that follow x (B, T), weighted by `share`."""
+    with torch.no_grad():
+        p = torch.stack([teacher(x).softmax(dim=-1) for teacher in teachers]).mean(dim=0)  # (B, T, V)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16", cache_enabled=False):
+        logits = model(x).float()  # (B, T, V)
+    of_text = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+    of_teachers = F.cross_entropy(logits.flatten(0, 1), p.flatten(0, 1))
+    return (1 - model.config.share) * of_text + model.config.share * of_teachers
+
+
+def update(model, optimizers, batches, teachers):
+    """As in modern_gpt.py, but for the loss."""
+    model.zero_grad()
+    loss = 0
+    for x, y in batches:
+        micro_loss = loss_of(model, teachers, x, y) / len(batches)
+        micro_loss.backward()
+        loss += micro_loss.detach()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss
+
+
+def train(config, data, model, teachers):
+    optimizers = make_optimizers(config, model)
+    run = Run(config, data, model, *optimizers)
+    learning_rate = shared_learning_rate(optimizers, config.device)
+    step_on = recorded(config, lambda batches: update(model, optimizers, batches, teachers))
+    for step in run.steps():
+        learning_rate.fill_(modern_gpt.learning_rate_at(step, config))
+        length = modern_gpt.context_at(step, config)
+        loss = step_on([data.batch("train", length) for _ in range(config.grad_accum)])
+        due = step % config.eval_interval == 0 or step == config.max_iters
+        run.log(step, loss, evaluate(model, data) if due else None)
+    run.finish(generate)
+
+
+def main(argv=None):
+    config = parse_config(Config, argv)
+    torch.manual_seed(config.seed)
+    data = Dataset(config)
+    model = GPT(config, data.vocab_size).to(config.device)
+    train(config, data, model, teachers_of(config, data))
+
+
+if __name__ == "__main__":
+    run_main(main)
