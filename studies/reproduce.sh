@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows modern texts tokens
-# long graphs full, or some of these. They come into results/reproduced/, beside those in results/published/. Their
-# losses come close to those: to the last bit only with the same processor, versions and threads (see config.json). A
-# run that is done, whose sample.txt is what comes last, is left alone; one that was stopped goes on. The ablation and
-# the speed tables have their own commands.
+# long graphs students full, or some of these. They come into results/reproduced/, beside those in results/published/.
+# Their losses come close to those: to the last bit only with the same processor, versions and threads (see
+# config.json). A run that is done, whose sample.txt is what comes last, is left alone; one that was stopped goes on.
+# The ablation and the speed tables have their own commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -108,6 +108,12 @@ graphs() { # windows, and graphs with about as many edges as a window of 16
     done
 }
 
+students() { # of the published weights of two rungs
+    for seed in 1 2 3; do
+        run student $seed -m studies.student --teachers results/published/modern_gpt,results/published/soft_window
+    done
+}
+
 full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attention and a tenth of its characters
     for seed in 1 2 3; do
         run full_gpt $seed gpt.py --size full
@@ -127,7 +133,7 @@ full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attentio
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows modern texts tokens long graphs full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, full" >&2; exit 2; }
+    [[ " ladder layers matched windows modern texts tokens long graphs students full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, students, full" >&2; exit 2; }
 done
 cuda=$(python -c "import torch; print(torch.cuda.is_available())")
 for group; do

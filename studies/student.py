@@ -45,10 +45,11 @@ def teachers_of(config, data):
 
 def loss_of(model, teachers, x, y):
     """The mean of both cross-entropies over the characters y (B, T) that follow x (B, T), weighted by `share`."""
-    with torch.no_grad():
-        p = torch.stack([teacher(x).softmax(dim=-1) for teacher in teachers]).mean(dim=0)  # (B, T, V)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=model.config.dtype == "bfloat16", cache_enabled=False):
+    fast = model.config.dtype == "bfloat16"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=fast, cache_enabled=False):
         logits = model(x).float()  # (B, T, V)
+        with torch.no_grad():
+            p = sum(teacher(x).float().softmax(dim=-1) for teacher in teachers) / len(teachers)  # (B, T, V)
     of_text = F.cross_entropy(logits.flatten(0, 1), y.flatten())
     of_teachers = F.cross_entropy(logits.flatten(0, 1), p.flatten(0, 1))
     return (1 - model.config.share) * of_text + model.config.share * of_teachers

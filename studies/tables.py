@@ -37,6 +37,7 @@ STEPS = "A step of training, sizes as by default on a CPU"  # the table of studi
 LECTURE = "https://www.youtube.com/watch?v=kCc8FmEb1nY"
 OTHERS = {  # further runs of the same rungs: after which rung's, and what is different
     "one_block": ("block.py", "[gpt.py](../gpt.py) with one block, the sizes and steps of block.py", ""),
+    "student": ("modern_gpt.py", "the same, [learning from an ensemble](../studies/student.py) as well", ""),
     "modern_256": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py), 256 characters at a time, 900 steps", ""),
     "long": ("modern_gpt.py", "[modern_gpt.py](../modern_gpt.py) with six blocks, wider, more steps", "1.4697"),
     "long_windows": ("modern_gpt.py", "the same with [soft windows](../studies/modern_windows.py)", "1.4571"),
