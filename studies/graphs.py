@@ -48,10 +48,14 @@ def diameter(graph):
     return layers
 
 
+def run_of(layer, graph):
+    """The name of the run's folder. With the causal graph it is one of studies/reproduce.sh's group `layers`."""
+    return layer if graph == "causal" else f"graph_{layer}_{graph.replace(':', '_').replace('+', '_')}"
+
+
 def losses(layer, graph, runs=PUBLISHED):
     """The last validation loss of each seed that was trained, of those in the folder `runs`."""
-    name = layer if graph == "causal" else f"graph_{layer}_{graph.replace(':', '_').replace('+', '_')}"
-    return [read(folder)["val_loss"][-1] for folder in finished(name, runs)]
+    return [read(folder)["val_loss"][-1] for folder in finished(run_of(layer, graph), runs)]
 
 
 def table(runs=PUBLISHED):

@@ -23,7 +23,7 @@ from data import UserError
 from data.files import write_output
 from results import option, parse
 from results.plot import MADE_BY, RESULTS, X, read, runs_in
-from studies import tables
+from studies import graphs, tables
 from studies.ablation import PUBLISHED, finished, spread
 from studies.pictures import HEAD_TEXT, TEXT, head_numbers, weights_of
 
@@ -46,6 +46,9 @@ CURVES = {  # the published runs, each with its seeds, in the order of the table
     "the ladder": [run for *_, run, _, _ in tables.LADDER] + [*tables.OTHERS],
     "layers of pyg_free_gat.py": [run for run, *_ in tables.LAYERS.values()]
     + [matched for *_, matched in tables.LAYERS.values() if matched],
+    "sparser graphs": [
+        graphs.run_of(layer, graph) for layer in graphs.LAYERS for graph in graphs.WINDOWS + graphs.SUMS
+    ],
     "attentions of windowed_gpt.py": [run for _, run in tables.ATTENTIONS.values()],
     "windows of GAT": [*tables.TEXTS],
     "tokens": [f"tokens_{rung}_{size}" for rung in ("gpt", "modern_gpt") for size in tables.TOKENS],
