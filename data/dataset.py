@@ -43,7 +43,7 @@ class Dataset:
             has = "the text has {:,} tokens to train on and {:,} to validate on".format(*sizes)
             raise UserError(f"--block_size {self.block_size}: {has}; both must be more than that")
         if not self.characters(self.splits["val"][1:5]):  # one of four bytes begins a character
-            raise UserError("the text is too short: no character begins in what validates")
+            raise UserError("the text is too short: there is no whole character to validate on")
         if len(self.splits["val"]) > PART:
             print(f"evaluations are over {PART:,} of {len(self.splits['val']):,} tokens, evenly spread")
         if self.batch_size % world_size():

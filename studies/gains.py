@@ -197,7 +197,7 @@ def layer_norm(trial):
     model, C = trial.model, trial.config.n_embd
     readers = [reader for block in model.blocks for reader in (block.conv_1, block.conv_2)] + [model.head]
     model.norms = nn.ModuleList(nn.LayerNorm(C, device=trial.config.device) for _ in readers)
-    for reader, norm in zip(readers, model.norms):  # LayerNorm gives the same for x as for RMSNorm's multiple of x
+    for reader, norm in zip(readers, model.norms):  # RMSNorm has scaled what they read, which LayerNorm undoes
         reader.register_forward_pre_hook(lambda reader, args, norm=norm: (norm(args[0]), *args[1:]))
 
 

@@ -49,7 +49,7 @@ def diameter(graph):
 
 
 def run_of(layer, graph):
-    """The name of the run's folder. With the causal graph it is one of studies/reproduce.sh's group `layers`."""
+    """The name of the run's folder. Those of the causal graph are in other groups of studies/reproduce.sh."""
     return layer if graph == "causal" else f"graph_{layer}_{graph.replace(':', '_').replace('+', '_')}"
 
 

@@ -59,7 +59,8 @@ def update(model, optimizers, batches, teachers):
     """As in modern_gpt.py, but for the loss."""
     model.zero_grad()
     loss = 0
-    for x, y in batches:
+    for i, (x, y) in enumerate(batches, 1):
+        model.require_backward_grad_sync = i == len(batches)
         micro_loss = loss_of(model, teachers, x, y) / len(batches)
         micro_loss.backward()
         loss += micro_loss.detach()
@@ -72,8 +73,10 @@ def update(model, optimizers, batches, teachers):
 def train(config, data, model, teachers):
     optimizers = make_optimizers(config, model)
     run = Run(config, data, model, *optimizers)
+    compiled = torch.compile(model, dynamic=False) if config.compile else model
+    replica = run.replicate(compiled)
     learning_rate = shared_learning_rate(optimizers, config.device)
-    step_on = recorded(config, lambda batches: update(model, optimizers, batches, teachers))
+    step_on = recorded(config, lambda batches: update(replica, optimizers, batches, teachers))
     for step in run.steps():
         learning_rate.fill_(modern_gpt.learning_rate_at(step, config))
         length = modern_gpt.context_at(step, config)
