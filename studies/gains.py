@@ -143,7 +143,7 @@ def head_gates(trial):
 
     def scale(layer, args, gate):
         heads = args[0].unflatten(-1, (config.n_head, -1))  # (B, T, H, D)
-        return (heads * 2 * gate(now["x"]).sigmoid()[..., None]).flatten(2)
+        return (heads * 2 * gate(now.pop("x")).sigmoid()[..., None]).flatten(2)
 
     for block, gate in zip(trial.model.blocks, gates):
         block.attention.register_forward_pre_hook(lambda layer, args: now.update(x=args[0]))
@@ -156,7 +156,7 @@ def skips(trial):
     trial.model.skip = scales = nn.Parameter(torch.zeros(len(blocks) // 2, device=trial.config.device))
     for i in range(len(blocks) // 2):
         blocks[i].register_forward_hook(lambda block, args, x, i=i: kept.update({i: x}))
-        blocks[-1 - i].register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[i] * kept[i], *args[1:]))
+        blocks[-1 - i].register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[i] * kept.pop(i), *args[1:]))
 
 
 def embedding_skips(trial):
@@ -166,6 +166,7 @@ def embedding_skips(trial):
     blocks[0].register_forward_pre_hook(lambda block, args: now.update(x=args[0]))
     for i, block in enumerate(blocks[1:]):
         block.register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[i] * now["x"], *args[1:]))
+    blocks[-1].register_forward_hook(lambda block, args, x: now.clear())
 
 
 class NearAttention(modern_gpt.Attention):
@@ -257,7 +258,7 @@ def second_token(trial, weight=0.3):
 
     def loss_of(model, x, y):
         loss = modern_gpt.loss_of(model, x, y)
-        logits = model.second_head(now["x"][:, :-1])  # (B, T - 1, V)
+        logits = model.second_head(now.pop("x")[:, :-1])  # (B, T - 1, V)
         return loss + weight * F.cross_entropy(logits.flatten(0, 1), y[:, 1:].flatten())
 
     trial.loss_of = loss_of
