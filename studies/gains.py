@@ -3,6 +3,7 @@
 python -m studies.gains                # trains what results/reproduced/ does not have yet, prints the table
 python -m studies.gains --size full    # the same at full size
 python -m studies.gains --idea "head gates" --seed 2
+python -m studies.gains --pace         # trains nothing, but measures how long a step of each idea takes
 
 An idea is a function that changes one thing of a `Trial`, which is a training of modern_gpt.py. What is compared is
 the loss on the last tenth of the training split. The models train on the nine tenths before it. So nothing is chosen by
@@ -10,7 +11,7 @@ the validation split. Its loss is measured once, after the last step, and is in 
 
 All losses are over windows as long as modern_gpt.py's own. The difference between an idea and modern_gpt.py is taken
 seed by seed: with the same seed both start from the same weights and see the same batches. The interval of the mean
-difference is Student's, at 95%. With 25 ideas, about one of these intervals misses its true value by chance.
+difference is Student's, at 95%. With so many ideas, about one of these intervals misses its true value by chance.
 """
 
 import math
@@ -155,8 +156,12 @@ def skips(trial):
     blocks, kept = trial.model.blocks, {}
     trial.model.skip = scales = nn.Parameter(torch.zeros(len(blocks) // 2, device=trial.config.device))
     for i in range(len(blocks) // 2):
+
+        def add(block, args, i=i):
+            return args[0] + scales[i] * kept.pop(i), *args[1:]
+
         blocks[i].register_forward_hook(lambda block, args, x, i=i: kept.update({i: x}))
-        blocks[-1 - i].register_forward_pre_hook(lambda block, args, i=i: (args[0] + scales[i] * kept.pop(i), *args[1:]))
+        blocks[-1 - i].register_forward_pre_hook(add)
 
 
 def embedding_skips(trial):
@@ -412,6 +417,7 @@ IDEAS = {  # what it does to a Trial, and where it is from
     "GELU for ReLU²": (gelu, ""),
     "no trapezoid: linear decay": (linear_decay, ""),
     "no short windows at first": (whole_windows, ""),
+    "with biases, no short windows at first": (lambda trial: (biases(trial), whole_windows(trial)), ""),
     "no short convolutions": (lambda trial: no_convolutions(trial.model), ""),
 }
 
@@ -425,10 +431,11 @@ def paired(idea, base):
     return f"{mean} ± {STUDENT[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences)):.3f}"
 
 
-def table(folder=PUBLISHED, size="small", device=None):
-    """Lines of Markdown: every idea beside modern_gpt.py, seed by seed, of the runs on one device."""
+def table(folder=PUBLISHED, size="small"):
+    """Lines of Markdown: every idea beside modern_gpt.py, seed by seed. Each file's first device is the one shown."""
     runs, paces = read(folder / LOSSES, *HEAD[:3]), read(folder / PACES, *PACE_HEAD[:2])
-    device = device or next(iter(runs))[1]
+    device = next((device for its_size, device, _ in runs if its_size == size), "")
+    clock = next((device for device, _ in paces), "")
     base = {seed: loss for seed, _, loss, _ in runs.get((size, device, BASE), [])}
     yield "| idea | seeds | difference, 95% | held out | validation | parameters | ms a step | source |"
     yield "|---" * 8 + "|"
@@ -437,7 +444,7 @@ def table(folder=PUBLISHED, size="small", device=None):
             seeds, parameters, losses, val_losses = zip(*rows)
             difference = "" if idea == BASE else paired(losses, [base[seed] for seed in seeds])
             means = [f"{statistics.mean(values):.3f}" for values in (losses, val_losses)]
-            pace = [seconds for _, seconds in paces.get((device, idea), [])]
+            pace = [seconds for _, seconds in paces.get((clock, idea), [])]
             time = f"{1000 * statistics.median(pace):.3g}" if pace and size == "small" else ""
             cells = [idea, str(len(rows)), difference, *means, f"{parameters[0]:,.0f}", time, source]
             yield f"| {' | '.join(cells)} |"
@@ -448,6 +455,7 @@ class Flags:
     idea: str = option("", "one idea instead of all", choices=("", *IDEAS))
     seed: int = option(0, "one seed instead of all", within="[0, 5]")
     size: str = option("small", "modern_gpt.py's --size", choices=("small", "full"))
+    pace: bool = option(False, "trains nothing, but measures how long a step of each idea takes")
     device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
 
 
@@ -456,7 +464,7 @@ def main(argv=None):
     device, _ = choose_device(flags.device)
     name, sizes = machine(torch.device(device)), full_sizes("modern_gpt") if flags.size == "full" else {}
     REPRODUCED.mkdir(exist_ok=True)
-    for seed in [flags.seed] if flags.seed else SEEDS:
+    for seed in [] if flags.pace else [flags.seed] if flags.seed else SEEDS:
         for idea in [flags.idea] if flags.idea else IDEAS:
             if (flags.size, name, idea, str(seed)) not in read(REPRODUCED / LOSSES, *HEAD[:4]):
                 trial = Trial(idea, seed, device, **sizes)
@@ -464,13 +472,13 @@ def main(argv=None):
                 parameters = sum(p.numel() for p in trial.model.parameters())
                 print(idea, seed, *losses, flush=True)
                 append(REPRODUCED / LOSSES, HEAD, [(flags.size, name, idea, seed, parameters, *losses)])
-    if flags.size == "small" and not flags.idea and (name, BASE) not in read(REPRODUCED / PACES, *PACE_HEAD[:2]):
+    if flags.pace:
         middle = modern_gpt.Config.max_iters // 2  # where all windows are whole; batches that grow have no one time
         timed = [idea for idea in IDEAS if idea != "growing batches"]
-        seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in timed}, 16, device)
+        seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in timed}, 8, device)
         rounds = [(name, idea, n, f"{t:.5f}") for idea in seconds for n, t in enumerate(seconds[idea], 1)]
         append(REPRODUCED / PACES, PACE_HEAD, rounds)
-    print("\n".join(table(REPRODUCED, flags.size, name)))
+    print("\n".join(table(REPRODUCED, flags.size)))
 
 
 if __name__ == "__main__":

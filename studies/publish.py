@@ -33,7 +33,8 @@ def publish(folder):
     there.mkdir(parents=True, exist_ok=True)
     for name in TEXTS:
         text = (folder / name).read_text(encoding="utf-8")
-        write_atomically(there / name, text.replace(f"/{folder.parent.name}/", f"/{PUBLISHED.name}/").encode())
+        text = text.replace(f"/{folder.parent.name}/{folder.name}", f"/{PUBLISHED.name}/{folder.name}")
+        write_atomically(there / name, text.encode())
     if not re.search(r"-\d+$", folder.name):
         save_checkpoint(there, in_half(load_best(folder)), BEST)
     return there

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows modern texts tokens
-# long graphs students full, or some of these. They come into results/reproduced/, beside those in results/published/.
-# Their losses come close to those: to the last bit only with the same processor, versions and threads (see
-# config.json). A run that is done, whose sample.txt is what comes last, is left alone; one that was stopped goes on.
-# The ablation and the speed tables have their own commands.
+# long graphs students full record, or some of these. They come into results/reproduced/, beside those in
+# results/published/. Their losses come close to those: to the last bit only with the same processor, versions and
+# threads (see config.json). A run that is done, whose sample.txt is what comes last, is left alone; one that was
+# stopped goes on. The ablation, the gains and the speed tables have their own commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -132,8 +132,21 @@ full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attentio
     run full_modern 1 modern_gpt.py "${flags[@]}" --weight_decay 0.3 --dropout 0.2
 }
 
+record() { # three models, those that learn from all three, and two that do so for twice as long
+    local sizes=(--size full --batch_size 8 --block_size 512) one=results/reproduced/full_modern_512
+    local teachers=(--teachers $one,$one-2,$one-3) longer=(--max_iters 4000 --eval_interval 500)
+    for seed in 1 2 3; do
+        run full_modern_512 $seed modern_gpt.py "${sizes[@]}"
+    done
+    for seed in 1 2 3; do
+        run full_student $seed -m studies.student "${sizes[@]}" "${teachers[@]}"
+    done
+    run full_student_long 1 -m studies.student "${sizes[@]}" "${teachers[@]}" "${longer[@]}"
+    run full_student_teachers 1 -m studies.student "${sizes[@]}" "${teachers[@]}" "${longer[@]}" --share 1
+}
+
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows modern texts tokens long graphs students full " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, students, full" >&2; exit 2; }
+    [[ " ladder layers matched windows modern texts tokens long graphs students full record " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, students, full, record" >&2; exit 2; }
 done
 cuda=$(python -c "import torch; print(torch.cuda.is_available())")
 for group; do

@@ -10,10 +10,11 @@ import json
 import math
 import re
 import statistics
+from functools import partial
 
 from results import Parser, run_main
 from results.plot import RESULTS, read
-from studies import ablation, graphs
+from studies import ablation, gains, graphs
 from studies.ablation import PUBLISHED, finished, spread
 
 ROOT = RESULTS.parent
@@ -75,6 +76,13 @@ FULL = {  # what was run, and what nanoGPT says of its own or gpt-pyg-attention'
     "full_gat": ("`--layer gat`", "1.66"),
     "full_gat_no_dropout": ("`--layer gat --dropout 0`", "1.66"),
     "full_modern": ("`modern_gpt.py`", ""),
+}
+RECORD = {  # the model, and how it was trained
+    "full_modern_gpt": ("`modern_gpt.py --size full`", "16 windows of 256"),
+    "full_modern_512": ("`modern_gpt.py --size full`", "8 windows of 512"),
+    "full_student": ("a student of the three models above", "8 windows of 512"),
+    "full_student_long": ("a student of the same three", "8 windows of 512, twice the steps"),
+    "full_student_teachers": ("a student of the same three, `--share 1`", "8 windows of 512, twice the steps"),
 }
 
 
@@ -186,6 +194,14 @@ def full():
         columns = read(PUBLISHED / run)
         seen = (f"{columns[name][-1]:,.0f}" for name in ("step", "tokens"))
         yield row(flags, parameters(run), *seen, spread(losses(run)), seconds(run), elsewhere)
+
+
+def record():
+    yield from head("model", "trained on", "steps", "seeds", "validation loss", "bits")
+    for run, (model, how) in RECORD.items():
+        steps = f"{about(run)['config']['max_iters']:,}"
+        bits = spread([loss / math.log(2) for loss in losses(run)])
+        yield row(model, how, steps, len(finished(run)), spread(losses(run)), bits)
 
 
 def lines():
@@ -349,7 +365,10 @@ TABLES = {
     "texts": texts,
     "tokens": tokens,
     "full": full,
+    "record": record,
     "ablation": ablation.table,
+    "gains": gains.table,
+    "gains_full": partial(gains.table, size="full"),
     "graphs": graphs.table,
 }
 
