@@ -94,6 +94,15 @@ def test_every_idea_of_the_study_of_gains_trains(tmp_path, capfd, idea):
         assert found[1] == pytest.approx(found[0], abs=0.1)
 
 
+def test_a_student_has_the_losses_that_it_has_on_the_cpu(tmp_path, capfd):
+    train_on("cpu", "modern_gpt", tmp_path / "teacher", "--size=small")
+    sizes = dict(size="small", n_layer=2, dropout=0.0, dtype="float32")
+    for device in ("cpu", DEVICE):
+        train_on(device, "student", tmp_path / device, f"--teachers={tmp_path / 'teacher'}", **sizes)
+    assert "not recorded" not in capfd.readouterr().out
+    torch.testing.assert_close(*(losses(tmp_path / d) for d in ("cpu", DEVICE)), atol=0.02, rtol=0)
+
+
 @on_cuda
 def test_what_waits_for_the_device_is_not_recorded(tmp_path, capfd):
     train_on(DEVICE, "windowed_gpt", tmp_path / "run", "--cuda_graph", attention="hard_window", block_size=256)
