@@ -41,7 +41,11 @@ HEADS = {  # the runs whose heads stand side by side
     "soft_window": ("soft windows", "windowed_gpt.py"),
     "modern_gpt": ("rotary dot product", "modern_gpt.py"),
 }
-WRITERS = [*tables.LADDER, ("modern_gpt.py with six blocks, 512 characters at a time", "", "", "long_512", "", "")]
+WRITERS = [
+    *tables.LADDER,
+    ("modern_gpt.py with six blocks, 512 characters at a time", "", "", "long_512", "", ""),
+    ("a student of three larger models", "", "", "full_student_long", "", ""),
+]
 CURVES = {  # the published runs, each with its seeds, in the order of the tables
     "the ladder": [run for *_, run, _, _ in tables.LADDER] + [*tables.OTHERS],
     "layers of pyg_free_gat.py": [run for run, *_ in tables.LAYERS.values()]
@@ -53,6 +57,7 @@ CURVES = {  # the published runs, each with its seeds, in the order of the table
     "windows of GAT": [*tables.TEXTS],
     "tokens": [f"tokens_{rung}_{size}" for rung in ("gpt", "modern_gpt") for size in tables.TOKENS],
     "larger models": [*tables.FULL],
+    "the lowest loss": [*tables.RECORD],
 }
 
 SCRIPTS = ("base", "side_by_side", "curves", "models", "live", "attention", "one_head", "samples", "main")
