@@ -13,7 +13,7 @@ import sample
 from data import Dataset, UserError
 from results import load_best, load_checkpoint
 from results.metrics import read
-from studies import ablation, ensemble, measuring, publish, student, verify
+from studies import ablation, ensemble, measuring, names, publish, student, verify
 from studies.ablation import PUBLISHED
 
 
@@ -98,6 +98,22 @@ def test_an_ensemble_is_the_mean_of_probabilities(tmp_path, capsys):
     train_tiny("gpt", tmp_path / "reversed.txt", tmp_path / "another")
     with pytest.raises(UserError, match="another text"):
         ensemble.main([str(folders[0]), str(tmp_path / "another")])
+
+
+def test_every_character_is_of_one_kind():
+    text = "Kate:\nI say: come, Bianca, sit by Kate.\n\nFirst Lord:\nBianca!"
+    found = names.kinds(text, known="sit by Kate, I say")
+    shown = ["".join(c for c, of_kind in zip(text, mask) if of_kind) for mask in found.values()]
+    assert shown[:2] == ["Kate:First Lord:", "BiancaBianca"]
+    assert torch.stack([*found.values()]).sum(dim=0).eq(1).all()
+
+
+def test_the_mean_of_every_loss_is_the_validation_loss(tmp_path):
+    train_tiny("modern_gpt", write_text(tmp_path / "corpus.txt"), tmp_path / "run")
+    model, data = measuring.model_and_text(tmp_path / "run")
+    losses = names.every_loss(model, data)
+    assert len(losses) == len(data.splits["val"]) - 1
+    assert losses.mean().item() == pytest.approx(modern_gpt.evaluate(model, data), rel=1e-5)
 
 
 def test_a_student_learns_from_its_teachers_and_is_a_run_like_any_other(tmp_path, capsys):
