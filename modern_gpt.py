@@ -6,7 +6,7 @@ New against rung 6, in the model:
   the model need not learn the same thing again for each pair of positions;
 - RMSNorm instead of LayerNorm, which does as well with less: no mean is subtracted and no gain is learned;
 - QK-norm: queries and keys are normalized too, so that no score can grow without bound;
-- ReLU squared instead of GELU: simpler, and a little better;
+- ReLU squared instead of GELU: simpler, and as good;
 - no biases: they do little once there are norms, and without them there are fewer parameters and operations;
 - the layers that write to the residual stream start at 0, so that at first every block passes its input on;
 - an output layer with weights of its own: weight tying saves memory with a vocabulary of 50,000 tokens, not of 65;

@@ -364,4 +364,5 @@ def hold(folder):
 def machine(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+    computes = "MPS" if device.type == "mps" else f"{torch.get_num_threads()} threads"
+    return f"{platform.system()} {platform.machine()}, {computes}"

@@ -3,7 +3,7 @@
 How good?     ablation: what each idea of modern_gpt.py gains. gains: what further ideas would gain on top of it.
               graphs: how many edges a character needs. cora: graph attention on a citation graph.
               verify: are the published losses right? measuring: how much does a loss depend on how it is measured?
-              names: what is a tenth of the text worth?
+              names: what is the last tenth of the training split worth?
               ensemble: what do several models know together? student: one model that learns from them.
               gates, modern_windows, maximum: ideas that were tried, each a run like any other.
 How fast?     speed: a step of every rung. contexts: with longer windows. texts: with longer texts. writing: sampling.

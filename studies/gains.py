@@ -10,10 +10,12 @@ the loss on the last tenth of the training split. The models train on the nine t
 the validation split. Its loss is measured once, after the last step, and is in the table for the record.
 
 All losses are over windows as long as modern_gpt.py's own. The difference between an idea and modern_gpt.py is taken
-seed by seed: with the same seed both start from the same weights and see the same batches. The interval of the mean
+seed by seed: with the same seed both start from the same weights and see the same batches, unless the idea is about
+just that. The interval of the mean
 difference is Student's, at 95%. With so many ideas, about one of these intervals misses its true value by chance.
 """
 
+import gc
 import math
 import statistics
 from dataclasses import dataclass
@@ -431,22 +433,26 @@ def paired(idea, base):
     return f"{mean} ± {STUDENT[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences)):.3f}"
 
 
-def table(folder=PUBLISHED, size="small"):
-    """Lines of Markdown: every idea beside modern_gpt.py, seed by seed. Each file's first device is the one shown."""
+def table(folder=PUBLISHED, size="small", device=None):
+    """Lines of Markdown: every idea beside modern_gpt.py, seed by seed, of the runs on a device: the file's first one.
+
+    The times are those of the device that comes first in their own file.
+    """
     runs, paces = read(folder / LOSSES, *HEAD[:3]), read(folder / PACES, *PACE_HEAD[:2])
-    device = next((device for its_size, device, _ in runs if its_size == size), "")
+    device = device or next((device for its_size, device, _ in runs if its_size == size), "")
     clock = next((device for device, _ in paces), "")
     base = {seed: loss for seed, _, loss, _ in runs.get((size, device, BASE), [])}
     yield "| idea | seeds | difference, 95% | held out | validation | parameters | ms a step | source |"
     yield "|---" * 8 + "|"
     for idea, (_, source) in IDEAS.items():
-        if rows := [row for row in runs.get((size, device, idea), []) if row[0] in base]:
-            seeds, parameters, losses, val_losses = zip(*rows)
+        of_seed = {row[0]: row for row in runs.get((size, device, idea), []) if row[0] in base}
+        if of_seed:
+            seeds, parameters, losses, val_losses = zip(*of_seed.values())
             difference = "" if idea == BASE else paired(losses, [base[seed] for seed in seeds])
             means = [f"{statistics.mean(values):.3f}" for values in (losses, val_losses)]
             pace = [seconds for _, seconds in paces.get((clock, idea), [])]
-            time = f"{1000 * statistics.median(pace):.3g}" if pace and size == "small" else ""
-            cells = [idea, str(len(rows)), difference, *means, f"{parameters[0]:,.0f}", time, source]
+            time = f"{1000 * statistics.median(pace):,.1f}" if pace and size == "small" else ""
+            cells = [idea, str(len(seeds)), difference, *means, f"{parameters[0]:,.0f}", time, source]
             yield f"| {' | '.join(cells)} |"
 
 
@@ -455,8 +461,12 @@ class Flags:
     idea: str = option("", "one idea instead of all", choices=("", *IDEAS))
     seed: int = option(0, "one seed instead of all", within="[0, 5]")
     size: str = option("small", "modern_gpt.py's --size", choices=("small", "full"))
-    pace: bool = option(False, "trains nothing, but measures how long a step of each idea takes")
+    pace: bool = option(False, "trains nothing, but measures how long a step of each idea takes, at the small size")
     device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
+
+    def __post_init__(self):
+        if self.pace and (self.idea or self.seed or self.size == "full"):
+            raise ValueError("--pace measures all ideas at the small size; it takes no --idea, --seed or --size")
 
 
 def main(argv=None):
@@ -466,6 +476,7 @@ def main(argv=None):
     REPRODUCED.mkdir(exist_ok=True)
     for seed in [] if flags.pace else [flags.seed] if flags.seed else SEEDS:
         for idea in [flags.idea] if flags.idea else IDEAS:
+            gc.collect()  # what the last one had of a GPU
             if (flags.size, name, idea, str(seed)) not in read(REPRODUCED / LOSSES, *HEAD[:4]):
                 trial = Trial(idea, seed, device, **sizes)
                 losses = [f"{loss:.6f}" for loss in trial.losses()]
@@ -478,7 +489,7 @@ def main(argv=None):
         seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in timed}, 8, device)
         rounds = [(name, idea, n, f"{t:.5f}") for idea in seconds for n, t in enumerate(seconds[idea], 1)]
         append(REPRODUCED / PACES, PACE_HEAD, rounds)
-    print("\n".join(table(REPRODUCED, flags.size)))
+    print("\n".join(table(REPRODUCED, flags.size, None if flags.pace else name)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What is a tenth of the text worth? modern_gpt.py, trained with and without the last tenth of the training split.
+"""What is the last tenth of the training split worth? modern_gpt.py, trained with it and without it.
 
 python -m studies.names    # trains one model, which takes some minutes; the other one's weights are published
 
-The validation split begins in the middle of a play, whose first acts are in the training split. They introduce most of
-its characters. A model that was trained without them has never seen the names that it has to spell. The table shows the
-validation loss on three kinds of characters: lines that name who speaks; other words with a capital that the shorter
-training text never has; all the rest. The last column is what each kind adds to the mean loss of all characters.
+The validation split begins in the middle of a play, whose first scenes are in the training split. They introduce most
+of those who speak in it. A model that was trained without them has never seen the names that it has to predict. The
+table shows the validation loss on three kinds of characters: lines that name who speaks; other words with a capital
+that the shorter training text never has; all the rest. The last column is what each kind adds to the mean loss of all
+characters.
 """
 
 import re

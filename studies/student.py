@@ -1,6 +1,6 @@
 """One model that learns from several: modern_gpt.py, trained on what an ensemble predicts as well as on the text.
 
-python -m studies.student --teachers results/published/modern_gpt,results/published/soft_window --out results/student
+python -m studies.student --size small --teachers results/published/modern_gpt,results/published/soft_window
 
 This is distillation (Hinton, Vinyals and Dean, arXiv:1503.02531). The text says which character came. The teachers say
 how likely each of the others was, which is more to learn from. Both losses are cross-entropies, and --share weighs
@@ -31,12 +31,20 @@ class GPT(modern_gpt.GPT):
 
 
 def teachers_of(config, data):
-    """The models that teach, on the device. Raises UserError unless they were trained on this text's training split."""
+    """The models that teach, on the device. Raises UserError unless they can read what the student reads, and were
+    trained on this text's training split."""
     models = []
     for folder in filter(None, config.teachers.split(",")):
         model, theirs = model_and_text(folder)
         if theirs.sha256 != data.sha256:
             raise UserError(f"--teachers {folder}: this run was trained on another text")
+        if theirs.tokenizer.state != data.tokenizer.state:
+            raise UserError(f"--teachers {folder}: has other tokens than --vocab_size {config.vocab_size}")
+        if theirs.block_size < config.block_size:
+            raise UserError(
+                f"--teachers {folder}: it reads {theirs.block_size} characters at a time, less than --block_size"
+                f" {config.block_size}; --size small has {Config.block_size}"
+            )
         models.append(model.to(config.device).requires_grad_(False))
     if not models:
         raise UserError("--teachers names no run")

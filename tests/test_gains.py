@@ -7,7 +7,7 @@ import modern_gpt
 from data import Dataset
 from studies import gains
 
-TINY = dict(n_layer=4, n_embd=16, n_head=2, block_size=16, batch_size=4, max_iters=12)
+TINY = dict(n_layer=4, n_embd=16, n_head=2, block_size=16, batch_size=4, max_iters=12, warmup_iters=2)
 OF_THE_MODEL = ["value embeddings", "embedding of pairs", "head gates", "skips between blocks"]
 OF_THE_MODEL += ["skips from the embedding", "near attention but in the last block", "masked tokens", "a second token"]
 
@@ -87,6 +87,25 @@ def test_layer_norm_is_that_of_the_residual_stream(trial):
     ours.model.head(modern_gpt.norm(stream))
     torch.testing.assert_close(seen[0], torch.nn.functional.layer_norm(stream, (16,)), atol=1e-4, rtol=0)
     assert sum(p.numel() for p in ours.model.parameters()) - sum(p.numel() for p in base.model.parameters()) == 9 * 32
+
+
+def test_a_tenth_of_the_token_embeddings_is_masked_in_training_alone(trial):
+    model = trial("masked tokens").model
+    ids = torch.zeros(50, 100, dtype=torch.long)
+    masked = model.train().token_embedding(ids).eq(0).all(dim=-1)
+    assert masked.float().mean() == pytest.approx(0.1, abs=0.02)
+    assert not model.eval().token_embedding(ids).eq(0).all(dim=-1).any()
+
+
+def test_the_second_token_is_the_one_after_the_next(trial):
+    ours = trial("a second token")
+    x, y = ours.data.batch("train")
+    stream = []
+    ours.model.head.register_forward_hook(lambda head, args, logits: stream.append(args[0]))
+    loss = ours.loss_of(ours.model, x, y)
+    first, second = ours.model.head(stream[0]), ours.model.second_head(stream[0])
+    entropies = [torch.nn.functional.cross_entropy(*part) for part in ((first.mT, y), (second.mT[..., :-1], y[:, 1:]))]
+    torch.testing.assert_close(loss, entropies[0] + 0.3 * entropies[1], atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("idea", ["growing batches", "windows of twice the length"])

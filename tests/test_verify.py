@@ -128,8 +128,13 @@ def test_a_student_learns_from_its_teachers_and_is_a_run_like_any_other(tmp_path
     capsys.readouterr()
     sample.main([str(tmp_path / "run"), "--prompt=to be", "--max_new_tokens=5", "--device=cpu"])
     assert len(capsys.readouterr().out) == len("to be") + 5 + 1
-    with pytest.raises(UserError, match="--teachers names no run"):
-        student.main([*flags[:-2], "--max_iters=10"])
+    for refused, line in (
+        ([*flags[:-2], "--max_iters=10"], "--teachers names no run"),
+        ([*flags, "--block_size=32"], "it reads 16 characters at a time, less than --block_size 32"),
+        ([*flags, "--vocab_size=260"], "has other tokens than --vocab_size 260"),
+    ):
+        with pytest.raises(UserError, match=line):
+            student.main(refused)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
