@@ -10,9 +10,9 @@ all rows by turns, so that whatever slows the machine slows all of them. Equal s
 makes in the time of gpt.py's.
 """
 
-import contextlib
 import csv
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from torch import nn
 import gpt
 import modern_gpt
 import windowed_gpt
-from data import Dataset, choose_dtype
+from data import Dataset, UserError, choose_dtype
 from results import metrics, option, parse, run_main, shared_learning_rate
 from results.plot import RESULTS
 from studies.measure import by_turns
@@ -191,21 +191,32 @@ def train(row, seed, **sizes):
 
 
 def read(file, *key):
-    """What a file holds: values of the columns `key` -> list of the other values, as numbers."""
+    """What a file holds: values of the columns `key` -> list of the other values, as finite numbers.
+
+    Rows that were cut off are left out. Raises UserError for a file that is something else.
+    """
     found = {}
-    if file.exists():
-        with open(file, encoding="utf-8", newline="") as lines:
-            for line in csv.DictReader(lines):
-                if None not in line.values():  # or the row was cut off
-                    found.setdefault(tuple(line.pop(name) for name in key), []).append([*map(float, line.values())])
+    try:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        for line in csv.DictReader(text.splitlines()):
+            if None not in line.values():
+                numbers = [*map(float, [line[name] for name in line if name not in key])]
+                if not all(map(math.isfinite, numbers)):
+                    raise ValueError("not all of its numbers are finite")
+                found.setdefault(tuple(line[name] for name in key), []).append(numbers)
+    except (csv.Error, LookupError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: not a table of {', '.join(key)} ({error})") from None
     return found
 
 
 def append(file, head, rows):
-    with contextlib.suppress(FileExistsError), open(file, "x", encoding="utf-8", newline="") as lines:
-        csv.writer(lines, lineterminator="\n").writerow(head)
-    with open(file, "a", encoding="utf-8", newline="") as lines:
-        csv.writer(lines, lineterminator="\n").writerows(rows)
+    """Adds rows to a file, below its head. What a full disk has cut off before gets a line of its own."""
+    with open(file, "a+", encoding="utf-8", newline="") as lines:
+        lines.seek(0)
+        there = lines.read()
+        if there and not there.endswith("\n"):
+            lines.write("\n")
+        csv.writer(lines, lineterminator="\n").writerows(rows if there else [head, *rows])
 
 
 def loss_at(run, step):
@@ -229,9 +240,13 @@ def finished(run, runs=PUBLISHED):
 
 
 def at_its_end(folder):
-    """Whether a run made all its steps, and was not stopped by Ctrl-C."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    return metrics.read(folder)["step"][-1] == config["max_iters"]
+    """Whether a run made all its steps, and was not stopped by Ctrl-C. Raises UserError for files that are no run's."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+        columns = metrics.read(folder)
+        return columns["step"][-1] == config["max_iters"] and math.isfinite(columns["val_loss"][-1])
+    except (LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: its config.json or its metrics.csv is damaged ({error})") from None
 
 
 def table(folder=PUBLISHED):

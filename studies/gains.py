@@ -1,6 +1,6 @@
 """Which ideas are worth their lines? Each is put into modern_gpt.py or taken out of it, and trained with equal seeds.
 
-python -m studies.gains                # trains what results/reproduced/ does not have yet, prints the table
+python -m studies.gains                # trains what results/reproduced/ does not have yet, for hours; prints the table
 python -m studies.gains --size full    # the same at full size
 python -m studies.gains --idea "head gates" --seed 2
 python -m studies.gains --pace         # trains nothing, but measures how long a step of each idea takes
@@ -445,7 +445,7 @@ def table(folder=PUBLISHED, size="small", device=None):
     yield "| idea | seeds | difference, 95% | held out | validation | parameters | ms a step | source |"
     yield "|---" * 8 + "|"
     for idea, (_, source) in IDEAS.items():
-        of_seed = {row[0]: row for row in runs.get((size, device, idea), []) if row[0] in base}
+        of_seed = {row[0]: row for row in runs.get((size, device, idea), []) if row[0] in base and row[0] in SEEDS}
         if of_seed:
             seeds, parameters, losses, val_losses = zip(*of_seed.values())
             difference = "" if idea == BASE else paired(losses, [base[seed] for seed in seeds])
@@ -459,7 +459,7 @@ def table(folder=PUBLISHED, size="small", device=None):
 @dataclass
 class Flags:
     idea: str = option("", "one idea instead of all", choices=("", *IDEAS))
-    seed: int = option(0, "one seed instead of all", within="[0, 5]")
+    seed: int = option(0, "one seed; 0: all", within="[0, 5]")
     size: str = option("small", "modern_gpt.py's --size", choices=("small", "full"))
     pace: bool = option(False, "trains nothing, but measures how long a step of each idea takes, at the small size")
     device: str = option("auto", "where to compute: cpu, mps, cuda or cuda:1; auto takes cuda, else mps, else cpu")
@@ -469,27 +469,36 @@ class Flags:
             raise ValueError("--pace measures all ideas at the small size; it takes no --idea, --seed or --size")
 
 
+def pace(name, device):
+    """Measures and prints how long a step of each idea takes on the device, whose name is in the file beside it."""
+    middle = modern_gpt.Config.max_iters // 2  # where all windows are whole; batches that grow have no one time
+    timed = [idea for idea in IDEAS if idea != "growing batches"]
+    seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in timed}, 8, device)
+    for idea, times in seconds.items():
+        append(REPRODUCED / PACES, PACE_HEAD, [(name, idea, n, f"{t:.5f}") for n, t in enumerate(times, 1)])
+        print(f"{idea}: {1000 * statistics.median(times):,.1f} ms")
+
+
 def main(argv=None):
     flags = parse(Flags, argv)
     device, _ = choose_device(flags.device)
     name, sizes = machine(torch.device(device)), full_sizes("modern_gpt") if flags.size == "full" else {}
     REPRODUCED.mkdir(exist_ok=True)
-    for seed in [] if flags.pace else [flags.seed] if flags.seed else SEEDS:
-        for idea in [flags.idea] if flags.idea else IDEAS:
+    if flags.pace:
+        pace(name, device)
+        return
+    append(REPRODUCED / LOSSES, HEAD, [])  # so that a folder in which nothing can be written is known before a training
+    for seed in [flags.seed] if flags.seed else SEEDS:
+        for idea in dict.fromkeys((BASE, flags.idea)) if flags.idea else IDEAS:
             gc.collect()  # what the last one had of a GPU
             if (flags.size, name, idea, str(seed)) not in read(REPRODUCED / LOSSES, *HEAD[:4]):
+                print(f"{idea}, seed {seed}:", end=" ", flush=True)
                 trial = Trial(idea, seed, device, **sizes)
                 losses = [f"{loss:.6f}" for loss in trial.losses()]
                 parameters = sum(p.numel() for p in trial.model.parameters())
-                print(idea, seed, *losses, flush=True)
+                print(*losses, flush=True)
                 append(REPRODUCED / LOSSES, HEAD, [(flags.size, name, idea, seed, parameters, *losses)])
-    if flags.pace:
-        middle = modern_gpt.Config.max_iters // 2  # where all windows are whole; batches that grow have no one time
-        timed = [idea for idea in IDEAS if idea != "growing batches"]
-        seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in timed}, 8, device)
-        rounds = [(name, idea, n, f"{t:.5f}") for idea in seconds for n, t in enumerate(seconds[idea], 1)]
-        append(REPRODUCED / PACES, PACE_HEAD, rounds)
-    print("\n".join(table(REPRODUCED, flags.size, None if flags.pace else name)))
+    print("\n".join(table(REPRODUCED, flags.size, name)))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,9 @@ def model_and_text(folder):
     if model.config.data and not os.path.isfile(model.config.data):
         raise UserError(f"{folder}: its text {model.config.data} is not a file")
     data = Dataset(model.config, tokenizer)
-    if load_best(folder)["corpus_sha256"] != data.sha256:
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"{folder}: its weights are not finite")
+    if load_best(folder).get("corpus_sha256") != data.sha256:
         raise UserError(f"{folder}: this run was trained on another text")
     return model.eval(), data
 

@@ -13,7 +13,7 @@ from data import UserError
 from data.files import write_atomically
 from results import Parser, load_best, run_main
 from results.checkpoint import BEST, save_checkpoint
-from studies.ablation import PUBLISHED
+from studies.ablation import PUBLISHED, at_its_end
 
 TEXTS = ("config.json", "metrics.csv", "sample.txt")
 KEPT = ("rung", "config", "tokenizer", "corpus_sha256", "step")  # of a checkpoint, beside the weights
@@ -29,14 +29,20 @@ def publish(folder):
     """Raises UserError unless there is a run that has come to its end."""
     if missing := [name for name in TEXTS if not (folder / name).is_file()]:
         raise UserError(f"{folder}: no {missing[0]} here; a run that is published has come to its end")
-    there = PUBLISHED / folder.name
+    if not at_its_end(folder):
+        raise UserError(f"{folder}: this run was stopped before its last step; --resume continues it")
+    first_seed, there = not re.search(r"-\d+$", folder.name), PUBLISHED / folder.name
+    try:  # all is read before anything is written
+        texts = {name: (folder / name).read_text(encoding="utf-8") for name in TEXTS}
+        best = in_half(load_best(folder)) if first_seed else None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: a damaged run ({error})") from None
     there.mkdir(parents=True, exist_ok=True)
-    for name in TEXTS:
-        text = (folder / name).read_text(encoding="utf-8")
+    for name, text in texts.items():
         text = text.replace(f"/{folder.parent.name}/{folder.name}", f"/{PUBLISHED.name}/{folder.name}")
         write_atomically(there / name, text.encode())
-    if not re.search(r"-\d+$", folder.name):
-        save_checkpoint(there, in_half(load_best(folder)), BEST)
+    if best:
+        save_checkpoint(there, best, BEST)
     return there
 
 

@@ -16,7 +16,11 @@ run() { # NAME SEED SCRIPT FLAGS...
     esac
     flags+=(--out "$out")
     [ ! -e "$out/checkpoint.pt" ] || flags+=(--resume)
-    [ -e "$out/sample.txt" ] || python "${flags[@]}" || { rm -f "$out/sample.txt"; exit 1; } # Ctrl-C: not at its end
+    [ -e "$out/sample.txt" ] || python "${flags[@]}" || {
+        local code=$?
+        [ $code != 130 ] || rm -f "$out/sample.txt" # Ctrl-C: not at its end
+        exit $code
+    }
 }
 
 modern_256=(--batch_size 16 --block_size 256 --learning_rate 1e-2)
@@ -146,7 +150,7 @@ record() { # three models, those that learn from all three, and two that do so f
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows modern texts tokens long graphs students full record " == *" ${group:-none} "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, students, full, record" >&2; exit 2; }
+    [[ " ladder layers matched windows modern texts tokens long graphs students full record " == *" ${group:-none} "* && $group != *" "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, students, full, record" >&2; exit 2; }
 done
 cuda=$(python -c "import torch; print(torch.cuda.is_available())")
 for group; do

@@ -7,6 +7,7 @@ how likely each of the others was, which is more to learn from. Both losses are 
 them. The teachers have seen the training split alone. The other flags are those of modern_gpt.py.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -34,17 +35,17 @@ def teachers_of(config, data):
     """The models that teach, on the device. Raises UserError unless they can read what the student reads, and were
     trained on this text's training split."""
     models = []
-    for folder in filter(None, config.teachers.split(",")):
+    for folder in filter(None, map(str.strip, config.teachers.split(","))):
+        if os.path.realpath(folder) == os.path.realpath(config.out):
+            raise UserError(f"--teachers {folder}: a student cannot have its own folder, --out, as its teacher")
         model, theirs = model_and_text(folder)
         if theirs.sha256 != data.sha256:
             raise UserError(f"--teachers {folder}: this run was trained on another text")
         if theirs.tokenizer.state != data.tokenizer.state:
-            raise UserError(f"--teachers {folder}: has other tokens than --vocab_size {config.vocab_size}")
+            raise UserError(f"--teachers {folder}: its tokens are not those of this run")
         if theirs.block_size < config.block_size:
-            raise UserError(
-                f"--teachers {folder}: it reads {theirs.block_size} characters at a time, less than --block_size"
-                f" {config.block_size}; --size small has {Config.block_size}"
-            )
+            reads = f"it reads {theirs.block_size} characters at a time"
+            raise UserError(f"--teachers {folder}: {reads}, less than --block_size {config.block_size}")
         models.append(model.to(config.device).requires_grad_(False))
     if not models:
         raise UserError("--teachers names no run")

@@ -12,6 +12,8 @@ import re
 import statistics
 from functools import partial
 
+from data import UserError
+from data.files import write_atomically
 from results import Parser, run_main
 from results.plot import RESULTS, read
 from studies import ablation, gains, graphs
@@ -374,7 +376,12 @@ TABLES = {
 
 
 def rewritten(text):
-    """A page with its tables as the files have them."""
+    """A page with its tables as the files have them. Raises UserError unless each table has its two markers."""
+    begun = re.findall(r"<!-- (\w+): python -m studies.tables -->\n", text)
+    if unknown := [name for name in begun if name not in TABLES]:
+        raise UserError(f"there is no table {unknown[0]}")
+    if re.findall(r"<!-- (end|\w+: python -m studies.tables) -->", text)[1::2] != ["end"] * len(begun):
+        raise UserError("a table lacks its marker <!-- end -->")
     between = re.compile(r"(<!-- (\w+): python -m studies.tables -->\n).*?(<!-- end -->)", re.S)
     return between.sub(lambda marks: marks[1] + "\n".join(TABLES[marks[2]]()) + "\n" + marks[3], text)
 
@@ -382,8 +389,10 @@ def rewritten(text):
 def main(argv=None):
     Parser(description=__doc__).parse_args(argv)
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        page.write_text(rewritten(text), encoding="utf-8", newline="\n")
+        try:
+            write_atomically(page, rewritten(page.read_text(encoding="utf-8")).encode())
+        except UserError as error:
+            raise UserError(f"{page}: {error}") from None
 
 
 if __name__ == "__main__":

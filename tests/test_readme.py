@@ -17,6 +17,7 @@ from conftest import ROOT, argv_of, tiny_flags
 import pyg_free_gat
 import sample
 import studies.maximum  # noqa: F401 (it adds its layer)
+from data import UserError
 from pyg_free_gat import LAYERS
 from results import parse_config
 from results.metrics import read
@@ -33,6 +34,12 @@ def test_its_tables_are_what_the_files_say():
     named = [name for text in texts for name in re.findall(r"^<!-- (\w+): python -m studies.tables -->$", text, re.M)]
     assert sum(text.count("<!-- end -->") for text in texts) == len(named)
     assert {*named} == {*tables.TABLES}
+    for text in (
+        "<!-- nothing: python -m studies.tables -->\n<!-- end -->",
+        "<!-- lines: python -m studies.tables -->\n",
+    ):
+        with pytest.raises(UserError):
+            tables.rewritten(text + "<!-- matched: python -m studies.tables -->\n<!-- end -->")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")

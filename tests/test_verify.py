@@ -47,6 +47,19 @@ def test_a_published_run_is_what_the_run_wrote(tmp_path, monkeypatch):
     _, model, _ = sample.load(there, "cpu")
     assert all(torch.equal(part, had[name].half().float()) for name, part in model.state_dict().items())
     assert not (tmp_path / "published" / "gpt-2" / "best.pt").exists()
+    published = contents(there)
+    best, config = (run / "best.pt").read_bytes(), (run / "config.json").read_text()
+    for name, damaged, line in (
+        ("best.pt", best[:-100], "best.pt"),
+        ("config.json", config.replace('"max_iters": ', '"max_iters": 9'), "stopped before its last step"),
+        ("config.json", "[]", "damaged"),
+    ):
+        (run / "sample.txt").write_text("another text")
+        (run / "best.pt").write_bytes(best)
+        (run / name).write_bytes(damaged) if name == "best.pt" else (run / name).write_text(damaged)
+        with pytest.raises(UserError, match=line):
+            publish.main([str(run)])
+        assert contents(there) == published
 
 
 def test_what_is_not_there_is_one_line(tmp_path):
@@ -69,6 +82,18 @@ def test_a_run_that_was_stopped_is_in_no_table(tmp_path):
 def test_a_row_that_was_cut_off_is_not_read(tmp_path):
     (tmp_path / "losses.csv").write_text("row,seed,step,val_loss\ngpt.py,1,30,2.5\ngpt.py,1,60")
     assert ablation.read(tmp_path / "losses.csv", "row", "seed") == {("gpt.py", "1"): [[30, 2.5]]}
+    ablation.append(tmp_path / "losses.csv", ("row", "seed", "step", "val_loss"), [("gpt.py", 2, 30, 2.4)])
+    assert ablation.read(tmp_path / "losses.csv", "row", "seed") == {
+        ("gpt.py", "1"): [[30, 2.5]],
+        ("gpt.py", "2"): [[30, 2.4]],
+    }
+
+
+@pytest.mark.parametrize("text", ["row,seed,loss\na,1,nan\n", "row,loss\na,1\n", "row,seed,loss\na,1,2,3\n"])
+def test_a_table_of_something_else_is_one_line(tmp_path, text):
+    (tmp_path / "losses.csv").write_text(text)
+    with pytest.raises(UserError, match="losses.csv: not a table of row, seed"):
+        ablation.read(tmp_path / "losses.csv", "row", "seed")
 
 
 def test_weights_are_measured_on_the_text_of_their_training_alone(tmp_path):
@@ -130,8 +155,9 @@ def test_a_student_learns_from_its_teachers_and_is_a_run_like_any_other(tmp_path
     assert len(capsys.readouterr().out) == len("to be") + 5 + 1
     for refused, line in (
         ([*flags[:-2], "--max_iters=10"], "--teachers names no run"),
+        ([*flags, f"--teachers={tmp_path / 'run'}"], "a student cannot have its own folder"),
         ([*flags, "--block_size=32"], "it reads 16 characters at a time, less than --block_size 32"),
-        ([*flags, "--vocab_size=260"], "has other tokens than --vocab_size 260"),
+        ([*flags, "--vocab_size=260"], "its tokens are not those of this run"),
     ):
         with pytest.raises(UserError, match=line):
             student.main(refused)
