@@ -11,6 +11,7 @@ makes in the time of gpt.py's.
 """
 
 import csv
+import io
 import json
 import math
 import statistics
@@ -193,30 +194,33 @@ def train(row, seed, **sizes):
 def read(file, *key):
     """What a file holds: values of the columns `key` -> list of the other values, as finite numbers.
 
-    Rows that were cut off are left out. Raises UserError for a file that is something else.
+    A last row that was cut off is left out. Raises UserError for a file that is something else.
     """
     found = {}
     try:
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        for line in csv.DictReader(text.splitlines()):
-            if None not in line.values():
-                numbers = [*map(float, [line[name] for name in line if name not in key])]
-                if not all(map(math.isfinite, numbers)):
-                    raise ValueError("not all of its numbers are finite")
-                found.setdefault(tuple(line[name] for name in key), []).append(numbers)
+        whole = text[: text.rfind("\n") + 1]
+        for line in csv.DictReader(io.StringIO(whole)):
+            numbers = [float(line[name]) for name in line if name not in key]
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError("not all of its numbers are finite")
+            found.setdefault(tuple(line[name] for name in key), []).append(numbers)
     except (csv.Error, LookupError, OSError, TypeError, ValueError) as error:
         raise UserError(f"{file}: not a table of {', '.join(key)} ({error})") from None
     return found
 
 
 def append(file, head, rows):
-    """Adds rows to a file, below its head. What a full disk has cut off before gets a line of its own."""
-    with open(file, "a+", encoding="utf-8", newline="") as lines:
+    """Adds rows to a file, below its head. A last row that a full disk has cut off before is dropped."""
+    with open(file, "ab+") as lines:
         lines.seek(0)
         there = lines.read()
-        if there and not there.endswith("\n"):
-            lines.write("\n")
-        csv.writer(lines, lineterminator="\n").writerows(rows if there else [head, *rows])
+        whole = there.rfind(b"\n") + 1
+        if whole < len(there):
+            lines.truncate(whole)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows if whole else [head, *rows])
+        lines.write(text.getvalue().encode())
 
 
 def loss_at(run, step):

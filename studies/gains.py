@@ -11,8 +11,8 @@ the validation split. Its loss is measured once, after the last step, and is in 
 
 All losses are over windows as long as modern_gpt.py's own. The difference between an idea and modern_gpt.py is taken
 seed by seed: with the same seed both start from the same weights and see the same batches, unless the idea is about
-just that. The interval of the mean
-difference is Student's, at 95%. With so many ideas, about one of these intervals misses its true value by chance.
+just that. The interval of the mean difference is Student's, at 95%. With so many ideas, about one of these intervals
+misses its true value by chance.
 """
 
 import gc
@@ -434,26 +434,34 @@ def paired(idea, base):
 
 
 def table(folder=PUBLISHED, size="small", device=None):
-    """Lines of Markdown: every idea beside modern_gpt.py, seed by seed, of the runs on a device: the file's first one.
+    """Lines of Markdown: every idea beside modern_gpt.py, seed by seed, of the runs on one device.
 
-    The times are those of the device that comes first in their own file.
+    If no device is named, it is the first in the file of the losses. Times are of the first device in their own file.
     """
     runs, paces = read(folder / LOSSES, *HEAD[:3]), read(folder / PACES, *PACE_HEAD[:2])
     device = device or next((device for its_size, device, _ in runs if its_size == size), "")
-    clock = next((device for device, _ in paces), "")
+    clock = next((device for device, _ in paces if size == "small"), "")  # no time was measured at full size
     base = {seed: loss for seed, _, loss, _ in runs.get((size, device, BASE), [])}
-    yield "| idea | seeds | difference, 95% | held out | validation | parameters | ms a step | source |"
-    yield "|---" * 8 + "|"
+    heads = ["idea", "seeds", "difference, 95%", "held out", "validation", "parameters"]
+    heads += ["ms a step", "source"] if clock else ["source"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     for idea, (_, source) in IDEAS.items():
         of_seed = {row[0]: row for row in runs.get((size, device, idea), []) if row[0] in base and row[0] in SEEDS}
         if of_seed:
             seeds, parameters, losses, val_losses = zip(*of_seed.values())
             difference = "" if idea == BASE else paired(losses, [base[seed] for seed in seeds])
             means = [f"{statistics.mean(values):.3f}" for values in (losses, val_losses)]
-            pace = [seconds for _, seconds in paces.get((clock, idea), [])]
-            time = f"{1000 * statistics.median(pace):,.1f}" if pace and size == "small" else ""
-            cells = [idea, str(len(seeds)), difference, *means, f"{parameters[0]:,.0f}", time, source]
-            yield f"| {' | '.join(cells)} |"
+            cells = [idea, str(len(seeds)), difference, *means, f"{parameters[0]:,.0f}"]
+            if clock:
+                cells.append(milliseconds([seconds for _, seconds in paces.get((clock, idea), [])]))
+            yield f"| {' | '.join([*cells, source])} |"
+
+
+def milliseconds(times):
+    """The median of some seconds, in ms: "641", or "2.35" if it is short. Of none it is empty."""
+    median = 1000 * statistics.median(times) if times else 0
+    return f"{median:,.{0 if median > 10 else 2}f}" if times else ""
 
 
 @dataclass
@@ -476,7 +484,7 @@ def pace(name, device):
     seconds = by_turns({idea: partial(Trial(idea, 1, device).step, middle) for idea in timed}, 8, device)
     for idea, times in seconds.items():
         append(REPRODUCED / PACES, PACE_HEAD, [(name, idea, n, f"{t:.5f}") for n, t in enumerate(times, 1)])
-        print(f"{idea}: {1000 * statistics.median(times):,.1f} ms")
+        print(f"{idea}: {milliseconds(times)} ms")
 
 
 def main(argv=None):
@@ -490,7 +498,7 @@ def main(argv=None):
     append(REPRODUCED / LOSSES, HEAD, [])  # so that a folder in which nothing can be written is known before a training
     for seed in [flags.seed] if flags.seed else SEEDS:
         for idea in dict.fromkeys((BASE, flags.idea)) if flags.idea else IDEAS:
-            gc.collect()  # what the last one had of a GPU
+            gc.collect()  # frees the memory that the trial before this one took of a GPU
             if (flags.size, name, idea, str(seed)) not in read(REPRODUCED / LOSSES, *HEAD[:4]):
                 print(f"{idea}, seed {seed}:", end=" ", flush=True)
                 trial = Trial(idea, seed, device, **sizes)

@@ -48,15 +48,15 @@ def test_a_published_run_is_what_the_run_wrote(tmp_path, monkeypatch):
     assert all(torch.equal(part, had[name].half().float()) for name, part in model.state_dict().items())
     assert not (tmp_path / "published" / "gpt-2" / "best.pt").exists()
     published = contents(there)
-    best, config = (run / "best.pt").read_bytes(), (run / "config.json").read_text()
+    (run / "sample.txt").write_text("another text")
+    best, config = (run / "best.pt").read_bytes(), (run / "config.json").read_bytes()
     for name, damaged, line in (
         ("best.pt", best[:-100], "best.pt"),
-        ("config.json", config.replace('"max_iters": ', '"max_iters": 9'), "stopped before its last step"),
-        ("config.json", "[]", "damaged"),
+        ("config.json", config.replace(b'"max_iters": ', b'"max_iters": 9'), "stopped before its last step"),
+        ("config.json", b"[]", "damaged"),
     ):
-        (run / "sample.txt").write_text("another text")
         (run / "best.pt").write_bytes(best)
-        (run / name).write_bytes(damaged) if name == "best.pt" else (run / name).write_text(damaged)
+        (run / name).write_bytes(damaged)
         with pytest.raises(UserError, match=line):
             publish.main([str(run)])
         assert contents(there) == published
@@ -80,7 +80,7 @@ def test_a_run_that_was_stopped_is_in_no_table(tmp_path):
 
 
 def test_a_row_that_was_cut_off_is_not_read(tmp_path):
-    (tmp_path / "losses.csv").write_text("row,seed,step,val_loss\ngpt.py,1,30,2.5\ngpt.py,1,60")
+    (tmp_path / "losses.csv").write_text("row,seed,step,val_loss\ngpt.py,1,30,2.5\ngpt.py,1,60,2")
     assert ablation.read(tmp_path / "losses.csv", "row", "seed") == {("gpt.py", "1"): [[30, 2.5]]}
     ablation.append(tmp_path / "losses.csv", ("row", "seed", "step", "val_loss"), [("gpt.py", 2, 30, 2.4)])
     assert ablation.read(tmp_path / "losses.csv", "row", "seed") == {
