@@ -83,6 +83,7 @@ def test_a_row_that_was_cut_off_is_not_read(tmp_path):
     (tmp_path / "losses.csv").write_text("row,seed,step,val_loss\ngpt.py,1,30,2.5\ngpt.py,1,60,2")
     assert ablation.read(tmp_path / "losses.csv", "row", "seed") == {("gpt.py", "1"): [[30, 2.5]]}
     ablation.append(tmp_path / "losses.csv", ("row", "seed", "step", "val_loss"), [("gpt.py", 2, 30, 2.4)])
+    ablation.append(tmp_path / "losses.csv", (), [("row", "seed", "step", "val_loss")])  # two have begun it at once
     assert ablation.read(tmp_path / "losses.csv", "row", "seed") == {
         ("gpt.py", "1"): [[30, 2.5]],
         ("gpt.py", "2"): [[30, 2.4]],
