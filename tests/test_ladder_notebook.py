@@ -12,6 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarni
 TINY = """
 import results.run, torch
 results.run.SAMPLE_LENGTH = 10
+results.run.Run.draw = lambda run: None
 torch.set_num_threads(1)
 STEPS = "--max_iters 2 --eval_interval 2 --device cpu --data corpus.txt"
 SMALL = "--n_embd 16 --batch_size 4 --block_size 16"

@@ -14,17 +14,16 @@ from conftest import GPTS, ROOT, argv_of, ended, posix, same, tiny_flags
 from data import UserError, processes
 from results.metrics import read
 
-# Each process keeps its own weights at the end. With DIE, rank 1 is gone in its third step, and torchrun cannot end
-# rank 0, as if that were on another machine.
+# Each process keeps its own weights at the end.
 SCRIPT = """
-import importlib, os, signal, sys
+import importlib, sys
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from data import Dataset
 from data.processes import rank
 from results import Run, run_main
 
-finish, draw, drawn = Run.finish, Dataset.batch, []
+finish = Run.finish
 
 def keep(self, generate):
     torch.save(self.model.state_dict(), self.folder / f"rank{rank()}.pt")
@@ -49,15 +48,7 @@ windows = [0, 0]
 Dataset.windows, give_windows = give, Dataset.windows
 reductions, replicate_model, Run.replicate = [], Run.replicate, replicate
 
-def batch(self, *how):
-    drawn.append(how)
-    if "DIE" in os.environ and len(drawn) == 3:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if rank():
-            os.kill(os.getpid(), signal.SIGKILL)
-    return draw(self, *how)
-
-Run.finish, Dataset.batch = keep, batch
+Run.finish = keep
 torch.set_num_threads(1)
 run_main(importlib.import_module(sys.argv.pop(1)).main)
 """
@@ -69,11 +60,11 @@ def torchrun(tmp_path, text_file):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
 
-    def start(rung, out, *flags, environment=(), **options):
+    def start(rung, out, **options):
         options = tiny_flags(rung) | {"max_iters": 10, "eval_interval": 5} | options
-        flags = [*flags, *argv_of(**options, data=text_file, out=tmp_path / out, device="cpu")]
+        flags = argv_of(**options, data=text_file, out=tmp_path / out, device="cpu")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, rung]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | dict(environment)
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         return subprocess.Popen([*command, *flags], env=environment, **pipes)
 
@@ -107,42 +98,54 @@ def test_two_processes_train_as_one(train, torchrun, tmp_path):
     assert command.startswith("torchrun --nproc_per_node 2 ") and f"--out={tmp_path / 'two'}" in command
 
 
-@posix
-def test_two_processes_end_together_at_ctrl_c_and_continue_exactly(start, text_file, tmp_path):
-    """Started here, as torchrun starts them."""
-    options = tiny_flags("gpt") | {"max_iters": 40, "eval_interval": 10, "dropout": 0.2, "grad_accum": 3}
+@pytest.fixture
+def two(start, text_file, tmp_path):
+    """Starts gpt.py in two processes, as torchrun starts them, but without torchrun."""
 
-    def two(out, *flags):
+    def two(out, *flags, **options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}
         common |= {"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+        options = tiny_flags("gpt") | {"eval_interval": 10, "dropout": 0.2, "grad_accum": 3} | options
         flags = [*flags, *argv_of(**options, data=text_file, out=tmp_path / out, device="cpu")]
         return [
             start("gpt.py", flags, number=rank, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
         ]
 
-    assert [ended(process) for process in two("whole")] == [(0, "")] * 2
-    parts = two("parts")
-    while not (tmp_path / "parts" / "best.pt").exists():  # after the first evaluation
-        parts[0].join(timeout=0.01)
-        assert parts[0].is_alive(), parts[0].errors()
+    return two
+
+
+def wait_for_an_evaluation(process, folder):
+    while not (folder / "best.pt").exists():
+        process.join(timeout=0.01)
+        assert process.is_alive(), process.errors()
+
+
+@posix
+def test_two_processes_end_together_at_ctrl_c_and_continue_exactly(two, tmp_path):
+    assert [ended(process) for process in two("whole", max_iters=40)] == [(0, "")] * 2
+    parts = two("parts", max_iters=40)
+    wait_for_an_evaluation(parts[0], tmp_path / "parts")
     os.kill(parts[1].pid, signal.SIGINT)  # one of them is told
     assert [ended(process) for process in parts] == [(130, "")] * 2
     stopped = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"]
     assert 10 <= stopped < 40 and stopped % 10 == 0
-    assert [ended(process) for process in two("parts", "--resume")] == [(0, "")] * 2
+    assert [ended(process) for process in two("parts", "--resume", max_iters=40)] == [(0, "")] * 2
     whole, parts = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "parts"))
     assert same(whole["model"], parts["model"]) and same(whole["optimizers"], parts["optimizers"])
 
 
 @posix
-def test_a_process_that_dies_ends_the_other(torchrun):
-    process = torchrun("gpt", "run", environment={"DIE": "1"}, max_iters=10**6)
-    _, errors = process.communicate()
-    assert process.returncode == 1 and "SIGKILL" in errors
-    assert "script.py: another process has ended (" in errors and "gloo" in errors  # and its own words
+def test_a_process_that_dies_ends_the_other(two, tmp_path):
+    """Also where no torchrun would end it, as on another machine."""
+    first, second = two("run", max_iters=10**6)
+    wait_for_an_evaluation(first, tmp_path / "run")
+    second.kill()
+    code, errors = ended(first)
+    assert code == 1 and errors.startswith("gpt.py: another process has ended (") and "gloo" in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(("device", "devices"), [("mps", 0), ("cuda", 1)])

@@ -96,13 +96,13 @@ def test_a_gpt_learns_a_single_batch_by_heart(text_file, rung):
     model = gpt.GPT(config, data.vocab_size)
     optimizers = gpt.make_optimizers(config, model)
     ids = torch.randint(data.vocab_size, (4, 33))  # noise: only memory helps
-    for _ in range(200):
+    for _ in range(120):
         loss = gpt.loss_of(model, ids[:, :-1], ids[:, 1:])
         model.zero_grad()
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
-    assert loss.item() < 0.1
+    assert loss.item() < 0.4
 
 
 @pytest.fixture(scope="module")
