@@ -51,7 +51,7 @@ class Config(Flags):
     cuda_graph: bool = option(True, "on CUDA, launch all kernels of a step at once")
     size: str = option("auto", "small: the defaults; full: a GPU's; auto: full on cuda, else small", choices=SIZES)
     layer: str = option("", "gat, gatv2 (the default), dot, mean, or a name that you added to LAYERS")
-    graph: str = option("causal", "causal, window:K, dilated:K, stride:K, global:K, random:K, or a sum of these with +")
+    graph: str = option("causal", "causal, window:K, dilated:K, stride:K, global:K, random:K, or several joined by +")
     out_proj: bool = option(True, "mix what the heads read by a linear layer, as gpt.py does")
     gat_version: str = option("", "PyG's name for --layer gat or gatv2", choices=("", "GATConv", "GATv2Conv"))
 
@@ -77,10 +77,7 @@ class Config(Flags):
         self.layer = layer
         if self.layer not in LAYERS:
             raise ValueError(f"--layer {self.layer}: must be one of {', '.join(LAYERS)}, or one that you add")
-        part = "(causal|(window|dilated|stride|global|random):[1-9][0-9]{0,8})"
-        if not re.fullmatch(rf"{part}(\+{part})*", self.graph):
-            kinds = "causal, window:K, dilated:K, stride:K, global:K, random:K"
-            raise ValueError(f"--graph {self.graph}: must be {kinds}, or a sum of these with +; K is a number from 1")
+        adjacency_of(self.graph, torch.arange(1))  # raises ValueError unless it is a graph
 
 
 # ---------------------------------------------------------------- Model
@@ -89,24 +86,29 @@ class Config(Flags):
 def adjacency_of(graph: str, positions: Tensor, seed: int = 1) -> Tensor:
     """Who reads from whom among tokens at `positions` (T,): (T, T) bool, True where i reads from j (an edge j -> i).
 
-    A graph can be a sum: window:16+global:4+random:3 has the edges of all three, as BigBird does (Zaheer et al.,
-    arXiv:2007.14062). In each, every token reads from itself and none from later ones.
+    window:16+global:4+random:3 has the edges of all three, as BigBird does (Zaheer et al., arXiv:2007.14062), but only
+    those of a causal graph: every token reads from itself, and none from later ones. Raises ValueError if `graph` is
+    none of these.
     """
     i, j = positions[:, None], positions
     adjacency = i == j  # (T, T)
     for part in graph.split("+"):
-        match part.split(":"):
-            case ["causal"]:
+        if not re.fullmatch("causal|(window|dilated|stride|global|random):[1-9][0-9]{0,8}", part):
+            kinds = "causal, window:K, dilated:K, stride:K, global:K, random:K"
+            raise ValueError(f"--graph {graph}: must be {kinds}, or several joined by +; K is a number from 1")
+        kind, _, K = part.partition(":")
+        match kind:
+            case "causal":
                 edges = j <= i
-            case ["window", K]:  # the last K tokens
+            case "window":  # the last K tokens, itself included
                 edges = i - j < int(K)
-            case ["dilated", K]:  # each K-th token before
+            case "dilated":  # each K-th token before
                 edges = (i - j) % int(K) == 0
-            case ["stride", K]:  # the tokens at multiples of K
+            case "stride":  # the tokens at multiples of K
                 edges = j % int(K) == 0
-            case ["global", K]:  # the first K tokens
+            case "global":  # the first K tokens
                 edges = j < int(K)
-            case ["random", K]:  # K tokens before, the same ones for the same seed
+            case "random":  # K tokens before, the same ones for the same seed
                 order = random_numbers(i, j, seed).masked_fill(j >= i, -1)
                 drawn = order.topk(min(int(K), len(positions))).indices  # (T, K)
                 edges = torch.zeros_like(adjacency).scatter(1, drawn, True)
@@ -121,39 +123,43 @@ def random_numbers(i: Tensor, j: Tensor, seed: int) -> Tensor:
     return x ^ x >> 16
 
 
-def edges_of(adjacency: Tensor) -> Tensor:
-    """An adjacency, (T, T) or (B, T, T), as it is for every head: (1, 1, T, T) or (B, 1, T, T).
+def edges_of(adjacency: Tensor, x: Tensor) -> Tensor:
+    """The adjacency of x (B, T, C), which is (T, T) or (B, T, T), with a dimension for heads: (B or 1, 1, T, T).
 
-    Raises TypeError if it is not bool: numbers could be meant as weights of the edges, which no layer here has.
+    Raises ValueError if it has another shape, and TypeError if it is not bool: numbers could be meant as weights of the
+    edges, which no layer here has.
     """
+    B, T, _ = x.shape
     if adjacency.dtype != torch.bool:
-        raise TypeError(f"adjacency must be bool, not {adjacency.dtype}; adjacency != 0 is True at each edge")
+        raise TypeError(f"adjacency must be torch.bool, not {adjacency.dtype}; adjacency != 0 is True at each edge")
+    if adjacency.shape not in ((T, T), (1, T, T), (B, T, T)):
+        raise ValueError(f"adjacency is {tuple(adjacency.shape)}; this x needs {(T, T)} or {(B, T, T)}")
     return adjacency[None, None] if adjacency.ndim == 2 else adjacency[:, None]
 
 
-def masked_softmax(scores: Tensor, adjacency: Tensor) -> Tensor:
+def masked_softmax(scores: Tensor, edges: Tensor) -> Tensor:
     """Attention weights (B, H, T, T): a softmax of the scores over the j that i reads from, and 0 for all other j."""
-    edges = edges_of(adjacency)
-    weights = torch.where(edges, scores, -math.inf).softmax(dim=-1)
-    return torch.where(edges, weights, 0)  # a token that reads from none would have NaN
+    lowest = torch.finfo(scores.dtype).min  # not -inf: a token that reads from none would have NaN
+    return torch.where(edges, torch.where(edges, scores, lowest).softmax(dim=-1), 0)
 
 
 class GraphAttention(nn.Module):
     """What GAT and GATv2 share. Both take x (B, T, in_channels) and adjacency, (T, T) or (B, T, T) bool.
 
     Both return (B, T, heads * out_channels), or with concat=False the mean over the heads, (B, T, out_channels). With
-    return_attention_weights=True they also return the attention weights (B, H, T, T). The options are those of PyTorch
-    Geometric's layers; the GPT below leaves them at their defaults.
+    return_attention_weights=True they also return the attention weights (B, H, T, T). The options have the names of
+    PyTorch Geometric's; the GPT below leaves them at their defaults. There are no edge features, and self-loops are
+    edges like others. x must be finite, also at tokens that none reads from: 0 times NaN is NaN.
     """
 
-    def __init__(self, in_channels, out_channels, heads=1, concat=True, dropout=0.0, bias=True, negative_slope=0.2):
+    def __init__(self, in_channels, out_channels, heads=1, *, concat=True, dropout=0.0, bias=True, negative_slope=0.2):
         super().__init__()
         self.heads, self.concat, self.dropout, self.negative_slope = heads, concat, dropout, negative_slope
         self.bias = nn.Parameter(torch.zeros(heads * out_channels if concat else out_channels)) if bias else None
 
-    def aggregate(self, scores, values, adjacency, return_attention_weights=False):
+    def aggregate(self, scores, values, edges, return_attention_weights=False):
         """What each token reads: the values (B, T, H, D) of its neighbours, weighted by scores (B, H, T, T)."""
-        weights = F.dropout(masked_softmax(scores, adjacency), self.dropout, self.training)  # (B, H, T, T)
+        weights = F.dropout(masked_softmax(scores, edges), self.dropout, self.training)  # (B, H, T, T)
         read = (weights @ values.transpose(1, 2)).transpose(1, 2)  # (B, T, H, D)
         read = read.flatten(2) if self.concat else read.mean(dim=2)
         read = read if self.bias is None else read + self.bias
@@ -176,11 +182,12 @@ class GAT(GraphAttention):
             nn.init.xavier_uniform_(matrix)
 
     def forward(self, x: Tensor, adjacency: Tensor, return_attention_weights: bool = False):
+        edges = edges_of(adjacency, x)  # (B or 1, 1, T, T)
         h = self.lin(x).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
         src = (h * self.att_src).sum(dim=-1).mT.contiguous()  # (B, H, T)
         dst = (h * self.att_dst).sum(dim=-1).mT.contiguous()  # (B, H, T)
         scores = F.leaky_relu(dst[..., :, None] + src[..., None, :], self.negative_slope)  # (B, H, T, T)
-        return self.aggregate(scores, h, adjacency, return_attention_weights)
+        return self.aggregate(scores, h, edges, return_attention_weights)
 
 
 class GATv2(GraphAttention):
@@ -190,7 +197,7 @@ class GATv2(GraphAttention):
     through the LeakyReLU, and a comes last: each i can order the j in its own way (dynamic attention).
     """
 
-    def __init__(self, in_channels, out_channels, heads=1, bias=True, share_weights=False, **options):
+    def __init__(self, in_channels, out_channels, heads=1, *, bias=True, share_weights=False, **options):
         super().__init__(in_channels, out_channels, heads, bias=bias, **options)
         self.lin_l = nn.Linear(in_channels, heads * out_channels, bias)  # W_l
         self.lin_r = self.lin_l if share_weights else nn.Linear(in_channels, heads * out_channels, bias)  # W_r
@@ -198,13 +205,14 @@ class GATv2(GraphAttention):
         for matrix in (self.lin_l.weight, self.lin_r.weight, self.att[0]):
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, x: Tensor, adjacency: Tensor, return_attention_weights: bool = False, tiles=None):
+    def forward(self, x: Tensor, adjacency: Tensor, return_attention_weights: bool = False):
+        edges = edges_of(adjacency, x)  # (B or 1, 1, T, T)
         # Under autocast lin_l and lin_r give bfloat16, but scores need float32.
         src = self.lin_l(x).to(self.att.dtype).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
         dst = self.lin_r(x).to(self.att.dtype).unflatten(-1, (self.heads, -1))  # (B, T, H, D)
         # gatv2_scores(src, dst, self.att[0], self.negative_slope), but fast: see 'The same scores, fast' below
-        scores = fast_gatv2_scores(src, dst, self.att[0], self.negative_slope, adjacency, tiles)  # (B, H, T, T)
-        return self.aggregate(scores, src, adjacency, return_attention_weights)
+        scores = fast_gatv2_scores(src, dst, self.att[0], self.negative_slope, edges)  # (B, H, T, T)
+        return self.aggregate(scores, src, edges, return_attention_weights)
 
 
 def gatv2_scores(src: Tensor, dst: Tensor, att: Tensor, slope: float) -> Tensor:
@@ -228,19 +236,20 @@ class DotProduct(nn.Module):
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
         k = self.key(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
         v = self.value(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
-        read = F.scaled_dot_product_attention(q, k, v, edges_of(adjacency))  # (B, H, T, D)
+        read = F.scaled_dot_product_attention(q, k, v, edges_of(adjacency, x))  # (B, H, T, D)
         return read.transpose(1, 2).flatten(2)  # (B, T, H * D)
 
 
 class Mean(nn.Module):
-    """W mean_j x_j + b: all neighbours count alike. GraphSAGE's mean, in its GCN variant (arXiv:1706.02216)."""
+    """W mean_j x_j + b: all neighbours count alike. With self-loops, GraphSAGE's GCN variant (arXiv:1706.02216)."""
 
     def __init__(self, in_channels, out_channels, heads=1):
         super().__init__()
         self.lin = nn.Linear(in_channels, heads * out_channels)
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
-        weights = masked_softmax(x.new_zeros(1), adjacency).squeeze(1)  # equal scores: 1 / (number of j) for each j
+        scores = x.new_zeros(1)  # equal ones, so that each j gets a weight of 1 / (number of j)
+        weights = masked_softmax(scores, edges_of(adjacency, x)).squeeze(1)  # (B or 1, T, T)
         return self.lin(weights @ x)
 
 
@@ -256,8 +265,8 @@ class Attention(nn.Module):
         self.layer = LAYERS[config.layer](config.n_embd, config.n_embd // config.n_head, heads=config.n_head)
         self.projection = nn.Linear(config.n_embd, config.n_embd) if config.out_proj else nn.Identity()
 
-    def forward(self, x: Tensor, adjacency: Tensor, **hints) -> Tensor:
-        return self.projection(self.layer(x, adjacency, **hints))
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        return self.projection(self.layer(x, adjacency))
 
 
 class Block(nn.Module):
@@ -275,8 +284,8 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, adjacency: Tensor, **hints) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm_1(x), adjacency, **hints))
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm_1(x), adjacency))
         x = x + self.dropout(self.feed_forward(self.norm_2(x)))
         return x
 
@@ -314,11 +323,8 @@ class GPT(nn.Module):
         positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
         adjacency = adjacency_of(self.config.graph, positions, self.config.seed)  # (T, T)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
-        hints = {}
-        if self.config.layer == "gatv2":  # which tiles of the scores have edges, for speed alone
-            hints["tiles"] = tiles_of(self.config.graph, ids.shape[1], ids.device)
         for block in self.blocks:
-            x = block(x, adjacency, **hints)  # (B, T, C)
+            x = block(x, adjacency)  # (B, T, C)
         # Weight tying (arXiv:1608.05859): the output layer shares its weights with the token embedding.
         return F.linear(self.norm(x), self.token_embedding.weight)  # (B, T, V)
 
@@ -477,8 +483,11 @@ def train(config: Config, data: Dataset, model: nn.Module):
 # none of those numbers reaches the GPU's memory.
 
 
-def fast_gatv2_scores(src, dst, att, slope, adjacency, tiles=None):
-    """gatv2_scores(src, dst, att, slope) where the adjacency has an edge; elsewhere the scores may be anything."""
+def fast_gatv2_scores(src, dst, att, slope, edges):
+    """gatv2_scores(src, dst, att, slope) at the edges, (B or 1, 1, T, T); elsewhere the scores may be anything.
+
+    It has no second derivatives, which gatv2_scores has.
+    """
     with torch.autocast(src.device.type, enabled=False):  # large terms cancel in part, which needs float32
         if torch.compiler.is_compiling():
             return GATv2Scores.apply(src, dst, att, slope, [])
@@ -490,9 +499,7 @@ def fast_gatv2_scores(src, dst, att, slope, adjacency, tiles=None):
             except Exception as error:  # there is no compiler for C, say
                 GATv2Scores.can_compile = False
                 print(f"GATv2 is not compiled, and slower: {' '.join(str(error).split())[:200]}", flush=True)
-        if tiles is None:
-            tiles = tiles_with_edges(adjacency)
-        return GATv2Scores.apply(src, dst, att, slope, tiles)
+        return GATv2Scores.apply(src, dst, att, slope, tiles_of(edges))
 
 
 @functools.cache
@@ -500,31 +507,20 @@ def compiled_scores():
     return torch.compile(GATv2Scores.apply)
 
 
-def queries_of_a_tile(device):
-    return 16 if device.type == "cpu" else 64  # a GPU wants fewer and larger ones
+def tiles_of(edges):
+    """Tiles that cover all edges: slices of some tokens i, and of the j that any of them reads from in any graph.
 
-
-def tiles_with_edges(adjacency):
-    """Tiles that cover all edges: slices of some tokens i, and of the j that any of them reads from in any graph."""
-    T, size, tiles = adjacency.shape[-1], queries_of_a_tile(adjacency.device), []
-    edges = adjacency if adjacency.ndim == 2 else adjacency.any(dim=0)
-    edges = edges.cpu()  # waits for a GPU
+    On CUDA they cover all pairs, since to find the edges the CPU would have to wait for the GPU.
+    """
+    T, size = edges.shape[-1], 64 if edges.is_cuda else 16
+    if edges.is_cuda:
+        return [(slice(i, min(i + size, T)), slice(0, T)) for i in range(0, T, size)]
+    edges, tiles = edges.any(dim=(0, 1)).cpu(), []  # (T, T)
     for i in range(0, T, size):
         j = edges[i : i + size].any(dim=0).nonzero()
         if len(j):
             tiles.append((slice(i, min(i + size, T)), slice(int(j[0]), int(j[-1]) + 1)))
     return tiles
-
-
-def tiles_of(graph, T, device):
-    """Tiles that cover adjacency_of(graph), from the graph's name alone.
-
-    They may be more than those of tiles_with_edges, but nothing waits until a GPU has looked at the adjacency.
-    """
-    size = queries_of_a_tile(device)
-    parts = [part.partition(":") for part in graph.split("+")]
-    back = max(int(K) - 1 if kind == "window" else T for kind, _, K in parts)
-    return [(slice(i, min(i + size, T)), slice(max(0, i - back), min(i + size, T))) for i in range(0, T, size)]
 
 
 class GATv2Scores(torch.autograd.Function):

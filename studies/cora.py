@@ -22,6 +22,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -194,7 +195,8 @@ def cora(root):
             raise ValueError("no numbers, or no papers to train on, to validate or to test")
     except Exception as error:  # no network, no folder, or whatever reading a damaged file raises
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-        raise UserError(f"--root {root}: Cora can be neither read from there nor downloaded ({why})") from None
+        why = f"({why}); if the files there were damaged, also remove {Path(root, 'Cora', 'processed')}"
+        raise UserError(f"--root {root}: Cora can be neither read from there nor downloaded {why}") from None
     data.words = data.x.to_sparse()
     data.edges = add_remaining_self_loops(data.edge_index)[0]
     data.adjacency = torch.zeros(data.num_nodes, data.num_nodes, dtype=torch.bool)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pyg_free_gat import GAT, LAYERS, GATv2, adjacency_of, gatv2_scores
+from pyg_free_gat import GAT, LAYERS, GATv2, adjacency_of, edges_of, gatv2_scores
 from results import run_main
 from results.options import try_compiler
 from studies import measure
@@ -54,7 +54,8 @@ class PlainGATv2(GATv2):
 
     def forward(self, x, adjacency):
         src, dst = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.lin_l, self.lin_r))
-        return self.aggregate(gatv2_scores(src, dst, self.att[0], self.negative_slope), src, adjacency)
+        scores = gatv2_scores(src, dst, self.att[0], self.negative_slope)
+        return self.aggregate(scores, src, edges_of(adjacency, x))
 
 
 LINEAR = ("lin", "lin_l", "lin_r", "query", "key", "value")

@@ -6,8 +6,9 @@ python -m studies.graphs --runs results/reproduced  # draws graphs.png there
 The graphs are values of pyg_free_gat.py's --graph, at its default sizes, with GATv2 and with the dot product: windows
 of 2 to 64 characters, the causal graph, and four graphs that have about as many edges as a window of 16. Two of those
 combine a window of 8 with one other part of BigBird (arXiv:2007.14062), global or random edges; one has all three
-parts, and one has the strides of Sparse Transformers (arXiv:1904.10509). The picture shows the validation loss over the
-number of edges of a character, which is a mean over the 128 places of the context.
+parts, and one has columns at multiples of 8, much as the fixed pattern of Sparse Transformers (arXiv:1904.10509). The
+picture shows the validation loss over the number of edges of a character, which is how many it reads from, itself
+included: a mean over the 128 places of the context.
 
 A table is printed too. It also has the diameter of each graph: how many layers it takes until every character can have
 heard of every earlier one. The models have three. Global edges hardly shorten it here: BigBird's global tokens

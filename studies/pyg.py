@@ -1,10 +1,15 @@
-"""Any convolution of PyTorch Geometric as the attention of a GPT: python -m studies.pyg --max_iters 100"""
+"""A convolution of PyTorch Geometric as the attention of a GPT: python -m studies.pyg --max_iters 100
+
+It must be called with (x, edge_index) alone, and send messages from source to target alone. So those do not fit that
+also go against the edges (DirGNNConv, flow="target_to_source"), that use types or features of edges, or that
+normalize over the nodes of all graphs (a GINConv with BatchNorm): a character would depend on later ones.
+"""
 
 import sys
 
 from torch import arange, nn
-from torch_geometric.nn import TransformerConv
 
+from data import UserError
 from pyg_free_gat import LAYERS, main
 from results import run_main
 
@@ -16,11 +21,19 @@ class PyG(nn.Module):
 
     def forward(self, x, adjacency):  # (B, T, C), (T, T) bool
         B, T, _ = x.shape
-        edges = adjacency.T.nonzero().T  # (2, E): from j to i, where i reads from j
+        edges = adjacency.nonzero().T.flip(0)  # (2, E): from j to i, where i reads from j
         edges = edges[:, None] + T * arange(B, device=x.device)[:, None]  # (2, B, E): B graphs side by side
         return self.conv(x.flatten(0, 1), edges.flatten(1)).unflatten(0, (B, T))
 
 
-LAYERS["transformer"] = lambda C, D, heads: PyG(TransformerConv(C, D, heads))
+def transformer(C, D, heads):
+    try:
+        from torch_geometric.nn import TransformerConv
+    except ImportError:
+        raise UserError("torch_geometric is not installed: pip install -r requirements-dev.txt") from None
+    return PyG(TransformerConv(C, D, heads))
+
+
+LAYERS["transformer"] = transformer
 if __name__ == "__main__":
     run_main(lambda: main(["--layer", "transformer", *sys.argv[1:]]))

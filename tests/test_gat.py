@@ -13,16 +13,7 @@ from torch import nn
 import gpt
 import pyg_free_gat
 from data import UserError
-from pyg_free_gat import (
-    GAT,
-    LAYERS,
-    GATv2,
-    adjacency_of,
-    fast_gatv2_scores,
-    gatv2_scores,
-    tiles_of,
-    tiles_with_edges,
-)
+from pyg_free_gat import GAT, LAYERS, GATv2, adjacency_of, fast_gatv2_scores, gatv2_scores
 from results.metrics import read
 from studies import cora
 from studies.cora import along_edges
@@ -152,22 +143,13 @@ def test_fast_scores_of_gatv2_equal_the_plain_ones(graph, T, D):
     src, dst = torch.randn(2, B, T, H, D, dtype=torch.float64)
     inputs = [tensor.requires_grad_() for tensor in (src, dst, torch.randn(H, D, dtype=torch.float64))]
     edges = adjacency[:, None]  # a score without an edge may be anything
-    ours = fast_gatv2_scores(*inputs, 0.2, adjacency) * edges
+    ours = fast_gatv2_scores(*inputs, 0.2, edges) * edges
     theirs = gatv2_scores(*inputs, 0.2) * edges
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
     grad = torch.randn_like(ours)
     both = (torch.autograd.grad(scores, inputs, grad) for scores in (ours, theirs))
     for ours_grad, theirs_grad in zip(*both):
         torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-11, rtol=1e-12)
-
-
-@pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("T", [1, 15, 16, 50])
-def test_the_tiles_of_a_known_graph_cover_those_with_edges(graph, T):
-    known = tiles_of(graph, T, torch.device("cpu"))
-    found = tiles_with_edges(adjacency_of(graph, torch.arange(T)))
-    assert [i for i, _ in known] == [i for i, _ in found]
-    assert all(a.start <= b.start and b.stop == a.stop for (_, a), (_, b) in zip(known, found))
 
 
 @pytest.mark.parametrize("layer", ALL)
@@ -181,12 +163,33 @@ def test_an_adjacency_that_is_edited_in_place_counts_as_it_is_now(layer):
     assert not torch.allclose(before, after)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
 @pytest.mark.parametrize("layer", ALL)
-def test_an_adjacency_of_numbers_is_refused(layer, dtype):
-    """They could be meant as weights."""
-    with pytest.raises(TypeError, match="adjacency must be bool, not torch"):
-        ALL[layer](8, 4, heads=2)(torch.randn(2, 10, 8), causal(10).to(dtype))
+def test_an_adjacency_of_numbers_or_of_another_shape_is_refused(layer):
+    """Numbers could be meant as weights, and (1, T), say, as a graph in which all read from the same."""
+    module, x = ALL[layer](8, 4, heads=2), torch.randn(2, 10, 8)
+    for dtype in (torch.float32, torch.int64, torch.uint8):
+        with pytest.raises(TypeError, match="adjacency must be torch.bool, not torch"):
+            module(x, causal(10).to(dtype))
+    for shape in ((10,), (1, 10), (10, 1), (1, 1), (9, 9), (3, 10, 10), (2, 10, 1), (2, 1, 10, 10)):
+        with pytest.raises(ValueError, match=r"this x needs \(10, 10\) or \(2, 10, 10\)"):
+            module(x, torch.ones(shape, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("layer", ["gat", "gatv2"])
+def test_options_in_the_order_of_pytorch_geometric_are_refused(layer):
+    """They have its names, but another order: its fourth is concat."""
+    with pytest.raises(TypeError):
+        ALL[layer](10, 4, 3, False)
+
+
+@pytest.mark.parametrize("layer", ALL)
+def test_no_gradient_is_nan_on_its_way(layer):
+    """Which torch's anomaly mode would report, in a graph in which some nodes read from none."""
+    torch.manual_seed(0)
+    module, adjacency = ALL[layer](8, 4, heads=2), random_graphs("sparse", 2, 20)
+    assert not adjacency.any(dim=-1).all()
+    with torch.autograd.set_detect_anomaly(True):
+        module(torch.randn(2, 20, 8, requires_grad=True), adjacency).sum().backward()
 
 
 @pytest.mark.parametrize("layer", ALL)
@@ -265,6 +268,12 @@ def test_graphs():
         assert adjacency.diagonal().all() and not adjacency.triu(1).any()
     parts = [adjacency_of(part, positions) for part in GRAPHS[-1].split("+")]
     assert torch.equal(adjacency_of(GRAPHS[-1], positions), torch.stack(parts).any(dim=0))
+
+
+@pytest.mark.parametrize("graph", ["", "window", "window:0", "random:-1", "window:2+wndow:5", "causal:3", "window:1e3"])
+def test_a_graph_of_another_name_is_refused(graph):
+    with pytest.raises(ValueError, match="must be causal, window:K, "):
+        adjacency_of(graph, torch.arange(9))
 
 
 def test_a_random_graph_draws_once_for_a_seed_and_evenly():
