@@ -140,7 +140,8 @@ def edges_of(adjacency: Tensor, x: Tensor) -> Tensor:
 def masked_softmax(scores: Tensor, edges: Tensor) -> Tensor:
     """Attention weights (B, H, T, T): a softmax of the scores over the j that i reads from, and 0 for all other j."""
     lowest = torch.finfo(scores.dtype).min  # not -inf: a token that reads from none would have NaN
-    return torch.where(edges, torch.where(edges, scores, lowest).softmax(dim=-1), 0)
+    weights = torch.where(edges, scores, lowest).softmax(dim=-1)
+    return torch.where(edges, weights, 0)
 
 
 class GraphAttention(nn.Module):

@@ -1,8 +1,8 @@
 """A convolution of PyTorch Geometric as the attention of a GPT: python -m studies.pyg --max_iters 100
 
-It must be called with (x, edge_index) alone, and send messages from source to target alone. So those do not fit that
-also go against the edges (DirGNNConv, flow="target_to_source"), that use types or features of edges, or that
-normalize over the nodes of all graphs (a GINConv with BatchNorm): a character would depend on later ones.
+The convolution must need nothing but (x, edge_index), and send messages from source to target alone. With others a
+character would depend on later ones: DirGNNConv and flow="target_to_source" go against the edges, and a GINConv with
+BatchNorm normalizes over all characters while it trains.
 """
 
 import sys
