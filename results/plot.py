@@ -22,7 +22,7 @@ from results import Parser, run_main  # noqa: E402
 from results.metrics import read  # noqa: E402
 
 X = {"steps": "step", "seconds": "seconds", "tokens": "tokens"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, less yellow
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, no yellow
 MADE_BY = "made by the ladder from a bigram to a GPT"  # in each picture: what has it may be drawn anew
 
 

@@ -291,8 +291,9 @@ class Run:
             if not rank() and self.interrupted in (0, signal.SIGINT):
                 text = self.sample(generate)
                 self.draw()
-                files = "config.json metrics.csv checkpoint.pt best.pt loss.png sample.txt"
-                print(f"{text}\n\n{self.config.out}: {files}", flush=True)
+                files = "config.json metrics.csv checkpoint.pt best.pt loss.png sample.txt".split()
+                files = [name for name in files if (self.folder / name).exists()]
+                print(f"{text}\n\n{self.config.out}: {' '.join(files)}", flush=True)
         finally:
             self.release()
         if self.interrupted:

@@ -10,7 +10,7 @@ How fast?     speed: a step of every rung. contexts: with longer windows. texts:
               launches: how long a GPU waits for Python. gpu.sh: all that is to be seen on a GPU.
               graph_attention: beside PyTorch Geometric. density: a dense matrix, or a list of edges? windows: of
               windowed_gpt.py. lengths: of long_gat.py. race: beside nanoGPT. They share measure.
-To look at    pictures: those of the READMEs. page: the ladder as one page for a browser.
+To look at    pictures: most of those in the READMEs. page: the ladder as one page for a browser.
 To learn      exercises: lines of the rungs to write oneself, and to have checked.
 To build on   pyg: a convolution of PyTorch Geometric as the attention of a GPT.
               reproduce.sh: every published run, by its command. publish: copies such a run to results/published/.

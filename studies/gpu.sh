@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# All that is to be seen on a GPU, in one sitting with nothing beside it: bash studies/gpu.sh [FOLDER] [NANOGPT]
+# Runs everything that we measure on a GPU; let nothing else run beside it: bash studies/gpu.sh [FOLDER] [NANOGPT]
 # What matters most comes first, so that whatever cuts it short leaves the most. Every table, log and run comes into
-# FOLDER (gpu/ by default). NANOGPT is a checkout of nanoGPT, for the race. QUICK=1 tries it all with tiny sizes, and
-# DEVICE=cpu without a GPU.
+# FOLDER, a new one (results/gpu by default). NANOGPT is a checkout of nanoGPT, for the race. Both are seen from the
+# repository's folder. QUICK=1 tries it all with tiny sizes, and DEVICE=cpu without a GPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=${1:-gpu} nanogpt=${2:-} device=${DEVICE:-cuda}
-mkdir -p "$out"
+out=${1:-results/gpu} nanogpt=${2:-} device=${DEVICE:-cuda}
+mkdir "$out" || exit 2 # what is there already stays
 tiny=() quick=()
 if [ "${QUICK:-}" ]; then
     quick=(--quick --rounds 1)
@@ -32,7 +32,7 @@ train windowed_gpt 1 windowed_gpt.py
 train gatv2 1 pyg_free_gat.py
 if [ "$nanogpt" ]; then
     for compile in True False; do
-        note "nanogpt-compile-$compile" bash -c "cd $nanogpt && (cd data/shakespeare_char && python prepare.py) && python train.py config/train_shakespeare_char.py --compile=$compile"
+        note "nanogpt-compile-$compile" bash -c 'cd "$0" && (cd data/shakespeare_char && python prepare.py) && python train.py config/train_shakespeare_char.py --compile="$1"' "$nanogpt" "$compile"
     done
 fi
 for seed in 2 3; do

@@ -117,7 +117,8 @@ def main(argv=None):
                 yield title, seconds, columns
 
     measure.report(flags, measured())
-    draw(Path(flags.out) / "lengths.png", found)
+    if not flags.quick:
+        draw(Path(flags.out) / "lengths.png", found)
 
 
 if __name__ == "__main__":

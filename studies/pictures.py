@@ -48,8 +48,8 @@ TEXT = "Good morrow, neighbour Baptista."
 def name(axes, rows, columns, size):
     """Names the rows and the columns of a matrix, each by the tokens of a text."""
     rows, columns = ([token.replace(" ", "␣").replace("\n", "↵") for token in text] for text in (rows, columns))
-    axes.set_xticks(range(len(columns)), columns, family="DejaVu Sans Mono", fontsize=size)
-    axes.set_yticks(range(len(rows)), rows, family="DejaVu Sans Mono", fontsize=size)
+    axes.set_xticks(range(len(columns)), columns, family="DejaVu Sans Mono", fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, family="DejaVu Sans Mono", fontsize=size, parse_math=False)
     axes.xaxis.set_ticks_position("top")
     axes.tick_params(length=0, pad=1)
     axes.spines[:].set_visible(False)
@@ -274,7 +274,7 @@ def draw_attention(run, text, layers=""):
             name(axes, tokens, tokens, min(7, 130 / T))
             axes.set_title(f"block {row + 1}, head {head + 1}", fontsize=8)
     said = "who (row) reads whom (column); the colour is the square root of the weight"
-    figure.suptitle(f"{Path(run).name}: {said}", fontsize=9)
+    figure.suptitle(f"{Path(run).name}: {said}", fontsize=9, parse_math=False)  # a $ is a letter like others
     return figure
 
 
@@ -288,7 +288,8 @@ def draw_rankings(runs, text):
         image = axes.imshow(ranks.numpy(), cmap="viridis_r")
         orders = len(torch.unique(ranks, dim=0))
         name(axes, tokens, tokens, 5)
-        axes.set_title(f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(tokens)} queries", fontsize=9)
+        said = f"{Path(run).name}: {orders} order{'s' * (orders > 1)} for {len(tokens)} queries"
+        axes.set_title(said, fontsize=9, parse_math=False)
     figure.colorbar(image, ax=figure.axes, label="rank of the key (column), 0 is the highest", shrink=0.8)
     figure.suptitle("first block, the head whose orders differ most", fontsize=9)
     return figure
@@ -321,7 +322,7 @@ def draw_windows(runs):
         middles = [n * (H + 1) + (H - 1) / 2 for n in range(len(blocks))]
         axes.set(yscale="log", ylabel="window, characters", xticks=middles)
         axes.set_xticklabels([f"block {n + 1}" for n in range(len(blocks))])
-        axes.set_title(f"{Path(run).name}, each head", loc="left", fontsize=9)
+        axes.set_title(f"{Path(run).name}, each head", loc="left", fontsize=9, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.label_outer()
     figure.suptitle("median, quartiles, and 5% to 95% of the windows; dashed: the context", fontsize=9)
@@ -428,6 +429,7 @@ def draw_block():
 def losses_by_place(run):
     """The mean loss at each place of a window, (T,), in nats per token over the validation split's whole windows."""
     module, model, _ = sample.load(run, "cpu")
+    model.config.device = "cpu"
     model.eval()
     with torch.inference_mode():
         batches = [(x, y) for x, y in Dataset(model.config).windows("val") if x.shape[1] == model.config.block_size]

@@ -24,7 +24,7 @@ from results.plot import RESULTS
 from studies import measure
 
 ROOT = RESULTS.parent
-TARGET = 1.886  # nats on the validation split: what nanoGPT's README says of its quickstart for a CPU, 1.88
+TARGET = 1.886  # nats on the validation split, as nanoGPT's quickstart for a CPU was measured; its README says 1.88
 OURS = [
     "gpt.py --n_embd 128 --block_size 64 --batch_size 64 --max_iters 170 --eval_interval 170",
     "modern_gpt.py --n_embd 128 --batch_size 16 --block_size 256 --warmup_iters 20 --max_iters 80 --eval_interval 80",
@@ -90,7 +90,7 @@ def race(flags):
     seconds = {side: [took for took, _ in runs[side]] for side in runs}
     losses = {side: f"{statistics.median(loss for _, loss in runs[side]):.3f}" for side in runs}
     yield (
-        f"From the start of a command to its last evaluation; nanoGPT is said to come to {TARGET}",
+        f"From the start of a command to its last evaluation; nanoGPT comes to {TARGET}",
         seconds,
         {"loss, nats": losses},
     )

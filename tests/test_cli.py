@@ -92,6 +92,7 @@ def test_precision_on_a_cpu_follows_a_rule(monkeypatch, tmp_path, cpu):
 # The flags, in a folder where `corpus.txt` is a usable text, and what the one line says.
 BAD = [
     ("--data=nowhere.txt", "nowhere.txt: No such file"),
+    pytest.param("--data=/dev/zero", "a device", marks=posix),
     ("--data=.", ": Is a directory"),
     ("--data=empty.txt", "is empty"),
     ("--data=short.txt", "the text has 17 tokens to train on and 2 to validate on"),

@@ -170,19 +170,20 @@ def test_what_is_missing_is_left_out_and_said(monkeypatch, tmp_path, capsys):
 
 def test_wrong_input_is_one_line(made, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "TRAINED", made[1] / "trained")
-    runs, thesis = made[1] / "trained", tmp_path / "thesis.md"
+    runs, thesis = made[1] / "trained", tmp_path / "thesis.html"
     thesis.write_text("precious")
     for flags, line in {
         ("--run=nowhere",): "nowhere.checkpoint.pt: there is no checkpoint here",
         (f"--run={runs / 'gpt'}", "--text=ß"): "'ß' is not in the alphabet",
         (f"--out={tmp_path / 'no' / 'ladder.html'}",): "No such file or directory",
-        (f"--out={thesis}",): "thesis.md: this file was not written by this command",
+        ("--out=ladder.png",): "ladder.png: must end in .html",
+        (f"--out={thesis}",): "thesis.html: this file was not written by this command",
         ("--runs=a",): "there is no flag --runs; did you mean --run?",
     }.items():
         with pytest.raises(UserError, match=line) as error:
             page.main([f"--out={tmp_path / 'ladder.html'}", *flags])
         assert "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.md"] and thesis.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.html"] and thesis.read_text() == "precious"
 
 
 # ---------------------------------------------------------------- In a browser

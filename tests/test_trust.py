@@ -77,6 +77,24 @@ def test_a_full_disk_leaves_the_former_checkpoint(train, start, text_file, tmp_p
 
 
 @posix
+def test_wherever_the_disk_is_full_the_former_file_stays(tmp_path):
+    """Whatever torch.save was writing then: the beginning, a tensor, or the zip's table of contents."""
+    import resource
+
+    path, limits = tmp_path / "checkpoint.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_checkpoint(tmp_path, {"model": {str(n): torch.randn(50, 50) for n in range(4)}})
+    before = path.read_bytes()
+    try:
+        for limit in range(1000, len(before), 1000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            with pytest.raises(OSError, match="could not be written .File too large.; the former file is kept"):
+                save_checkpoint(tmp_path, {"model": {str(n): torch.randn(50, 50) for n in range(4)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(tmp_path) == {path: before}
+
+
+@posix
 def test_a_full_disk_under_metrics_csv_is_one_line(train, tmp_path, monkeypatch, capsys):
     """metrics.csv is a device that is always full."""
     if not Path("/dev/full").exists():

@@ -192,7 +192,7 @@ def show_list():
     for number, (name, exercise) in enumerate(EXERCISES.items(), 1):
         mark = "done" if kept.get(name, {}).get("done") else "begun" if (FOLDER / f"{name}.py").exists() else ""
         print(f"{number:2}  {name:14} {mark:6} {exercise.title} ({Path(exercise.file).name}.py)")
-    print("\nBegin with: python -m studies.exercises loop")
+    print("\nBegin with: python -m studies.exercises counts")
 
 
 def main(argv=None):

@@ -180,6 +180,10 @@ class Flags:
     layers: str = option("", "with --run, a Python file to run first that adds a layer of yours to pyg_free_gat.LAYERS")
     out: str = option(str(RESULTS / "ladder.html"), "the page")
 
+    def __post_init__(self):
+        if not self.out.endswith(".html"):
+            raise ValueError(f"--out {self.out}: must end in .html")
+
 
 def everything(flags):
     """What the page shows, as JSON has it."""
@@ -210,6 +214,6 @@ def main(argv=None):
     data = json.dumps(everything(flags), separators=(",", ":")).replace("<", "\\u003c")
     template = (HERE / "page.html").read_text(encoding="utf-8")
     script = "\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
-    page = string.Template(template).substitute(data=data, script=script)
+    page = string.Template(template).substitute(data=data, script=script, made_by=MADE_BY)
     write_output(flags.out, page.encode(), MADE_BY.encode())
     print(flags.out)
