@@ -30,4 +30,5 @@ class Max(Mean):
 
 pyg_free_gat.LAYERS["max"] = Max
 if __name__ == "__main__":
-    run_main(lambda: pyg_free_gat.main(["--layer", "max", *sys.argv[1:]]))
+    sys.argv += ["--layer", "max"]
+    run_main(pyg_free_gat.main)

@@ -36,4 +36,5 @@ def transformer(C, D, heads):
 
 LAYERS["transformer"] = transformer
 if __name__ == "__main__":
-    run_main(lambda: main(["--layer", "transformer", *sys.argv[1:]]))
+    sys.argv += ["--layer", "transformer"]
+    run_main(main)
