@@ -29,9 +29,9 @@ def read_text(path=""):
     """
     if not path:
         return tinyshakespeare()
-    if Path(path).is_char_device():
-        raise UserError(f"--data {path}: a device, which may have no end; name a file")
     try:
+        if Path(path).is_char_device():
+            raise UserError(f"--data {path}: a device, which may have no end; name a file")
         text = Path(path).read_bytes().decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"--data {path}: not UTF-8 text (byte {error.start:,}: {error.reason})") from None
