@@ -152,6 +152,10 @@ def test_hints_come_one_by_one_and_the_list_knows_what_is_done(folder, capsys):
     exercises.main([])
     assert any("merge" in line and "done" in line for line in capsys.readouterr().out.splitlines())
     assert json.loads((folder / "state.json").read_text())["merge"] == {"done": True, "hints": 2}
+    for damaged in ("[]", '{"merge": 3}', '{"merge": {"hints": "x"}}', "{"):
+        (folder / "state.json").write_text(damaged)
+        exercises.main([])
+        assert not any("done" in line.split() for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_function_of_a_notebook_is_judged(capsys):

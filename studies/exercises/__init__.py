@@ -49,10 +49,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where data and results are
 
 
 def state():
-    """What is done and how many hints were given: name -> {"done": bool, "hints": int}."""
+    """What is done and how many hints were given: name -> {"done": bool, "hints": int}. Of a damaged file, nothing."""
     try:
-        return json.loads((FOLDER / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = json.loads((FOLDER / "state.json").read_text(encoding="utf-8"))
+        return {name: dict(done=bool(it.get("done")), hints=int(it.get("hints", 0))) for name, it in kept.items()}
+    except (ArithmeticError, AttributeError, OSError, TypeError, ValueError):
         return {}
 
 
