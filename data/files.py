@@ -46,7 +46,7 @@ def replace(part, path):
 def write_output(path, content, mark):
     """Writes bytes to the file that a command's --out names.
 
-    mark: bytes that are in whatever a command of this kind writes. A file that lacks them is somebody else's, and is
+    mark: bytes that are in all that the project's commands write. A file that lacks them is somebody else's, and is
     left alone: UserError. So is a folder or a device.
     """
     try:

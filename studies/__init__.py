@@ -7,7 +7,7 @@ How good?     ablation: what each idea of modern_gpt.py gains. gains: what furth
               ensemble: what do several models know together? student: one model that learns from them.
               gates, modern_windows, maximum: ideas that were tried, each a run like any other.
 How fast?     speed: a step of every rung. contexts: with longer windows. texts: with longer texts. writing: sampling.
-              launches: how long a GPU waits for Python. gpu.sh: all that is to be seen on a GPU.
+              launches: how long a GPU waits for Python. gpu.sh: all that we measure on a GPU.
               graph_attention: beside PyTorch Geometric. density: a dense matrix, or a list of edges? windows: of
               windowed_gpt.py. lengths: of long_gat.py. race: beside nanoGPT. They share measure.
 To look at    pictures: most of those in the READMEs. page: the ladder as one page for a browser.

@@ -6,7 +6,7 @@ python -m studies.lengths --longest 131072 --forward
 Attention alone, forward and backward or --forward alone, over one text of T characters with 6 heads of 64 channels, T
 doubling from 256. The dense form stops where one of its (H, T, T) tensors would take more than 4 GB. The columns are
 those of the other timing studies. At the end each side's time is drawn over T, both logarithmic, with the slopes
-between its last two points, in lengths.png in the folder --out.
+between its last two points, in lengths.png in the folder --out. --quick draws nothing.
 """
 
 import math
