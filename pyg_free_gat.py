@@ -511,9 +511,11 @@ def compiled_scores():
 def tiles_of(edges):
     """Tiles that cover all edges: slices of some tokens i, and of the j that any of them reads from in any graph.
 
-    On CUDA they cover all pairs, since to find the edges the CPU would have to wait for the GPU.
+    On CUDA they cover all pairs, since to find the edges the CPU would have to wait for the GPU, and are large, since
+    each takes several launches.
     """
-    T, size = edges.shape[-1], 64 if edges.is_cuda else 16
+    T = edges.shape[-1]
+    size = 2**18 // max(T, 1) if edges.is_cuda else 16
     if edges.is_cuda:
         return [(slice(i, min(i + size, T)), slice(0, T)) for i in range(0, T, size)]
     edges, tiles = edges.any(dim=(0, 1)).cpu(), []  # (T, T)

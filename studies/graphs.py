@@ -32,41 +32,46 @@ from studies.ablation import PUBLISHED, finished, spread
 WINDOWS = ["window:2", "window:4", "window:8", "window:16", "window:32", "window:64", "causal"]
 SUMS = ["window:8+global:8", "window:8+random:8", "window:8+stride:8", "window:8+global:4+random:4"]
 LAYERS = {"dot": "dot product", "gatv2": "GATv2"}
+CAUSAL = {"small": {"dot": "dot", "gatv2": "gatv2"}, "full": {"dot": "full_gpt", "gatv2": "full_pyg_free_gat"}}
+CONTEXT = {"small": Config.block_size, "full": Config.full["block_size"]}
 
 
-def edges(graph):
+def edges(graph, size="small"):
     """How many characters each one reads from, itself included: a mean over the places in a window."""
-    adjacency = adjacency_of(graph, torch.arange(Config.block_size), Config.seed)
+    adjacency = adjacency_of(graph, torch.arange(CONTEXT[size]), Config.seed)
     return adjacency.sum().item() / len(adjacency)
 
 
-def diameter(graph):
+def diameter(graph, size="small"):
     """How many layers it takes until every character can have heard of every earlier one."""
-    adjacency = adjacency_of(graph, torch.arange(Config.block_size), Config.seed)
+    adjacency = adjacency_of(graph, torch.arange(CONTEXT[size]), Config.seed)
     reached, layers = adjacency, 1  # reached[i, j]: i has heard of j
     while not reached.equal(torch.ones_like(reached).tril()):
         reached, layers = adjacency.float() @ reached.float() > 0, layers + 1
     return layers
 
 
-def run_of(layer, graph):
+def run_of(layer, graph, size="small"):
     """The name of the run's folder. Those of the causal graph are in other groups of studies/reproduce.sh."""
-    return layer if graph == "causal" else f"graph_{layer}_{graph.replace(':', '_').replace('+', '_')}"
+    if graph == "causal":
+        return CAUSAL[size][layer]
+    return f"{'full_' if size == 'full' else ''}graph_{layer}_{graph.replace(':', '_').replace('+', '_')}"
 
 
-def losses(layer, graph, runs=PUBLISHED):
+def losses(layer, graph, runs=PUBLISHED, size="small"):
     """The last validation loss of each seed that was trained, of those in the folder `runs`."""
-    return [read(folder)["val_loss"][-1] for folder in finished(run_of(layer, graph), runs)]
+    return [read(folder)["val_loss"][-1] for folder in finished(run_of(layer, graph, size), runs)]
 
 
-def table(runs=PUBLISHED):
+def table(runs=PUBLISHED, size="small"):
     """Lines of Markdown."""
     yield f"| graph | edges of a character | diameter | {' | '.join(LAYERS.values())} |"
     yield "|---" * 5 + "|"
     for graph in WINDOWS + SUMS:
-        found = [losses(layer, graph, runs) for layer in LAYERS]
-        cells = (spread(seeds) if seeds else "" for seeds in found)
-        yield f"| {graph} | {edges(graph):.1f} | {diameter(graph)} | {' | '.join(cells)} |"
+        found = [losses(layer, graph, runs, size) for layer in LAYERS]
+        if any(found) or size == "small":
+            cells = (spread(seeds) if seeds else "" for seeds in found)
+            yield f"| {graph} | {edges(graph, size):.1f} | {diameter(graph, size)} | {' | '.join(cells)} |"
 
 
 def draw(runs):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows modern texts tokens
-# long graphs students full record, or some of these. They come into results/reproduced/, beside those in
+# long graphs full_graphs students full record, or some of these. They come into results/reproduced/, beside those in
 # results/published/. Their losses come close to those: to the last bit only with the same processor, versions and
 # threads (see config.json). A run that is done, whose sample.txt is what comes last, is left alone; one that was
 # stopped goes on. The ablation, the gains and the speed tables have their own commands.
@@ -112,6 +112,20 @@ graphs() { # windows, and graphs with about as many edges as a window of 16
     done
 }
 
+full_graphs() { # some of them at full size, where gpt.py has the dot product and the causal graph
+    for seed in 1 2 3; do
+        for K in 4 8 16; do
+            run full_graph_dot_window_$K $seed pyg_free_gat.py --layer dot --size full --graph window:$K
+        done
+    done
+    for K in 32 64; do
+        run full_graph_dot_window_$K 1 pyg_free_gat.py --layer dot --size full --graph window:$K
+    done
+    for K in 4 16 64; do
+        run full_graph_gatv2_window_$K 1 pyg_free_gat.py --layer gatv2 --size full --graph window:$K
+    done
+}
+
 students() { # of the published weights of two rungs
     for seed in 1 2 3; do
         run student $seed -m studies.student --teachers results/published/modern_gpt,results/published/soft_window
@@ -125,6 +139,7 @@ full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attentio
         run full_pyg_free_gat $seed pyg_free_gat.py --size full
         run full_windowed_gpt $seed windowed_gpt.py --size full
     done
+    run full_long_gat 1 long_gat.py --size full
     run full_dot_128 1 pyg_free_gat.py --layer dot --size full --block_size 128 --dropout 0
     local flags=(--size full --batch_size 64 --block_size 128 --learning_rate 8e-3 --max_iters 500 --eval_interval 50)
     for layer in gat gatv2 dot; do
@@ -136,7 +151,7 @@ full() { # four as on CUDA, then the sizes of github.com/LucTuc/gpt-pyg-attentio
     run full_modern 1 modern_gpt.py "${flags[@]}" --weight_decay 0.3 --dropout 0.2
 }
 
-record() { # three models, those that learn from all three, and two that do so for twice as long
+record() { # three models, those that learn from all three, and both for twice as long
     local sizes=(--size full --batch_size 8 --block_size 512) one=results/reproduced/full_modern_512
     local teachers=(--teachers $one,$one-2,$one-3) longer=(--max_iters 4000 --eval_interval 500)
     for seed in 1 2 3; do
@@ -145,12 +160,15 @@ record() { # three models, those that learn from all three, and two that do so f
     for seed in 1 2 3; do
         run full_student $seed -m studies.student "${sizes[@]}" "${teachers[@]}"
     done
-    run full_student_long 1 -m studies.student "${sizes[@]}" "${teachers[@]}" "${longer[@]}"
+    for seed in 1 2 3; do
+        run full_modern_512_long $seed modern_gpt.py "${sizes[@]}" "${longer[@]}"
+        run full_student_long $seed -m studies.student "${sizes[@]}" "${teachers[@]}" "${longer[@]}"
+    done
     run full_student_teachers 1 -m studies.student "${sizes[@]}" "${teachers[@]}" "${longer[@]}" --share 1
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows modern texts tokens long graphs students full record " == *" ${group:-none} "* && $group != *" "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, students, full, record" >&2; exit 2; }
+    [[ " ladder layers matched windows modern texts tokens long graphs full_graphs students full record " == *" ${group:-none} "* && $group != *" "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, full_graphs, students, full, record" >&2; exit 2; }
 done
 cuda=$(python -c "import torch; print(torch.cuda.is_available())")
 for group; do

@@ -82,7 +82,8 @@ FULL = {  # what was run, and what nanoGPT says of its own or gpt-pyg-attention'
 RECORD = {  # the model, and how it was trained
     "full_modern_gpt": ("`modern_gpt.py --size full`", "16 windows of 256"),
     "full_modern_512": ("`modern_gpt.py --size full`", "8 windows of 512"),
-    "full_student": ("a student of the three models above", "8 windows of 512"),
+    "full_modern_512_long": ("`modern_gpt.py --size full`", "8 windows of 512, twice the steps"),
+    "full_student": ("a student of the three models of 2,000 steps", "8 windows of 512"),
     "full_student_long": ("a student of the same three", "8 windows of 512, twice the steps"),
     "full_student_teachers": ("a student of the same three, `--share 1`", "8 windows of 512, twice the steps"),
 }
@@ -372,6 +373,7 @@ TABLES = {
     "gains": gains.table,
     "gains_full": partial(gains.table, size="full"),
     "graphs": graphs.table,
+    "graphs_full": partial(graphs.table, size="full"),
 }
 
 
