@@ -23,7 +23,7 @@ train() { # NAME SEED SCRIPT FLAGS...: a whole command, from its start to its te
 }
 
 note machine bash -c 'nvidia-smi --query-gpu=name,driver_version --format=csv,noheader; nproc; python -c "import torch; print(torch.__version__)"'
-note tests env TEST_DEVICE="$device" python -m pytest -q -n 8 tests/test_device.py
+note tests env TEST_DEVICE="$device" python -m pytest -q -n 8 --dist load tests/test_device.py
 grep -q "exit code 0" "$out/tests.txt" || graph=(--no-cuda_graph) # what a test refused is not timed
 note launches python -m studies.launches --device "$device" "${quick[@]}"
 train gpt 1 gpt.py

@@ -52,7 +52,7 @@ def test_the_published_runs_are_those_of_reproduce(tmp_path):
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "reproduce.sh").write_text(script, encoding="utf-8")
     command = ["bash", tmp_path / "studies" / "reproduce.sh", "ladder", "layers", "matched"]
-    command += ["windows", "modern", "texts", "tokens", "long", "graphs", "students", "full", "record"]
+    command += ["windows", "modern", "texts", "tokens", "long", "graphs", "full_graphs", "students", "full", "record"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     printed = {line.replace("/published/", "/reproduced/") for line in printed.splitlines()}
