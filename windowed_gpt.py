@@ -2,13 +2,12 @@
 
 New against rung 6: in the adjacency an edge need not be on or off. It can be a number between 0 and 1 by which the
 attention weight is multiplied, and this number can depend on the text. Here each query predicts how far it looks, w
-tokens, which is called its window. With a soft window (`--attention soft_window`, the default) attention to the token d
-back is multiplied by exp(-d / w): it fades with the distance. A hard window (`--attention hard_window`) ends: nothing
-is read from d = w - 1 on. `--attention plain` is gpt.py.
+tokens, which is called its window. Attention to the token d back is multiplied by exp(-d / w). It fades with the
+distance, and so the window is called soft. `--attention plain` is gpt.py.
 
 Papers: the windows follow Hartke, github.com/tomhartke/transformer-modifications (2023). A soft window is ALiBi (Press
 et al., arXiv:2108.12409), which subtracts a multiple of the distance from each score. In ALiBi the multiple is fixed
-for each head; here the query chooses it. A hard window goes back to Sukhbaatar et al., arXiv:1905.07799.
+for each head; here the query chooses it.
 """
 
 import math
@@ -43,7 +42,7 @@ class Config(Flags):
     compile: bool = option(False, "fuse kernels with torch.compile; compiling takes a while at the start")
     cuda_graph: bool = option(True, "on CUDA, launch all kernels of a step at once")
     size: str = option("auto", "small: the defaults; full: a GPU's; auto: full on cuda, else small", choices=SIZES)
-    attention: str = option("soft_window", "how far queries look", choices=("plain", "soft_window", "hard_window"))
+    attention: str = option("soft_window", "how far queries look", choices=("plain", "soft_window"))
 
     full = dict(
         batch_size=16,
@@ -132,35 +131,7 @@ class SoftWindow(Attention):
         return F.scaled_dot_product_attention(q, k, v, is_causal=past == 0, scale=scale)[..., :-8]
 
 
-class HardWindow(SoftWindow):
-    """Multiplies weights by 1 - exp(-relu(1 - (d + 1) / w_i)), then divides them by their sum: 0 from d = w_i - 1 on.
-
-    Plainly: scores = q @ k.mT / sqrt(D) + log of that factor, which is -inf beyond the window.
-    """
-
-    block = 128
-
-    def attend(self, x, q, k, v, past):
-        # Queries come in blocks of 128. A block skips the keys that are before the longest window of its queries.
-        one_over_w = self.one_over_w(x).clamp(max=0.99)  # a window below 2 holds one token, whose weight is 1
-        reads = []
-        for n in range(0, q.shape[2], self.block):
-            rows = slice(n, n + self.block)  # the queries of this block
-            end = min(past + n + self.block, k.shape[2])  # they read no key from here on
-            first = 0  # nor one before this
-            if end > self.block and not torch.compiler.is_compiling():
-                longest = 1 / one_over_w[:, :, rows].amin().nan_to_num().clamp(min=1 / end)  # a NaN shows in the loss
-                first = max(0, past + n - int(longest))  # waits for a GPU
-            i, j = torch.arange(past + n, end, device=x.device)[:, None], torch.arange(first, end, device=x.device)
-            near = 1 - (i - j + 1) * one_over_w[:, :, rows]  # (B, H, i, j): above 0 inside the window
-            inside = (near > 0) & (i >= j)
-            # log(1 - exp(-near)). The inner `where` keeps 0 out of the log, whose gradient there would make others NaN.
-            bias = torch.log(-torch.expm1(-near.where(inside, 1))).where(inside, -math.inf)
-            reads.append(F.scaled_dot_product_attention(q[:, :, rows], k[:, :, first:end], v[:, :, first:end], bias))
-        return torch.cat(reads, dim=2)
-
-
-ATTENTIONS = {"plain": Attention, "soft_window": SoftWindow, "hard_window": HardWindow}
+ATTENTIONS = {"plain": Attention, "soft_window": SoftWindow}
 
 
 class Block(nn.Module):

@@ -1,14 +1,16 @@
-"""Three ideas that gained nothing: attention that measures where each head looks, and passes that on.
+"""Four ideas that gained nothing: windows that end, and attention that measures where each head looks and passes it on.
 
+python -m studies.gates --attention hard_window     # each query's window ends, where that of windowed_gpt.py fades
 python -m studies.gates --attention head_gate       # scales the heads by how strongly, where and how widely all look
 python -m studies.gates --attention location_mlp    # tells the feed-forward network where they look
 python -m studies.gates --attention location_gate   # scales and shifts channels by where they look
 
 A run like that of any rung: --resume and sample.py know it. The rest of the model is windowed_gpt.py's, which is
-gpt.py's. All three begin as plain attention. After Hartke, github.com/tomhartke/transformer-modifications (2023).
-results/README.md has the losses.
+gpt.py's. The last three begin as plain attention. All are after Hartke, github.com/tomhartke/transformer-modifications
+(2023); windows that end go back to Sukhbaatar et al., arXiv:1905.07799. results/README.md has the losses.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,15 +22,45 @@ from data import Dataset
 from results import option, parse_config, run_main
 from windowed_gpt import evaluate, generate, loss_of, make_optimizers, update  # noqa: F401 (its own too)
 
+IDEAS = ("hard_window", "head_gate", "location_mlp", "location_gate")
+
 
 @dataclass
 class Config(windowed_gpt.Config):
-    attention: str = option("head_gate", "who is told", choices=("head_gate", "location_mlp", "location_gate"))
+    attention: str = option("head_gate", "which idea", choices=IDEAS)
 
     def __post_init__(self):
         super().__post_init__()
         if self.attention == "head_gate" and self.n_head == 1:
             raise ValueError("--attention head_gate compares heads: --n_head 1 is too few")
+
+
+class HardWindow(windowed_gpt.SoftWindow):
+    """Multiplies weights by 1 - exp(-relu(1 - (d + 1) / w_i)), then divides them by their sum: 0 from d = w_i - 1 on.
+
+    Plainly: scores = q @ k.mT / sqrt(D) + log of that factor, which is -inf beyond the window.
+    """
+
+    block = 128
+
+    def attend(self, x, q, k, v, past):
+        # Queries come in blocks of 128. A block skips the keys that are before the longest window of its queries.
+        one_over_w = self.one_over_w(x).clamp(max=0.99)  # a window below 2 holds one token, whose weight is 1
+        reads = []
+        for n in range(0, q.shape[2], self.block):
+            rows = slice(n, n + self.block)  # the queries of this block
+            end = min(past + n + self.block, k.shape[2])  # they read no key from here on
+            first = 0  # nor one before this
+            if end > self.block and not torch.compiler.is_compiling():
+                longest = 1 / one_over_w[:, :, rows].amin().nan_to_num().clamp(min=1 / end)  # a NaN shows in the loss
+                first = max(0, past + n - int(longest))  # waits for a GPU
+            i, j = torch.arange(past + n, end, device=x.device)[:, None], torch.arange(first, end, device=x.device)
+            near = 1 - (i - j + 1) * one_over_w[:, :, rows]  # (B, H, i, j): above 0 inside the window
+            inside = (near > 0) & (i >= j)
+            # log(1 - exp(-near)). The inner `where` keeps 0 out of the log, whose gradient there would make others NaN.
+            bias = torch.log(-torch.expm1(-near.where(inside, 1))).where(inside, -math.inf)
+            reads.append(F.scaled_dot_product_attention(q[:, :, rows], k[:, :, first:end], v[:, :, first:end], bias))
+        return torch.cat(reads, dim=2)
 
 
 class Looking(windowed_gpt.Attention):
@@ -95,8 +127,8 @@ def mlp(wide, out):
     return nn.Sequential(nn.Linear(wide, 4 * wide), nn.GELU(), Silent(4 * wide, out))
 
 
-class GatedHeads(windowed_gpt.Block):
-    """A block of windowed_gpt.py."""
+class Block(windowed_gpt.Block):
+    """A block of windowed_gpt.py, for an idea that stays within the attention."""
 
     def forward(self, x: Tensor, cache: tuple | None = None, past: int = 0) -> Tensor:
         return super().forward(x, cache and cache[0], past)
@@ -149,8 +181,9 @@ class GPT(windowed_gpt.GPT):
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        windowed_gpt.ATTENTIONS |= {"head_gate": HeadGate, "location_mlp": Looking, "location_gate": Looking}
-        block = {"head_gate": GatedHeads, "location_mlp": LocationMLP, "location_gate": LocationGate}[config.attention]
+        attentions, blocks = (HardWindow, HeadGate, Looking, Looking), (Block, Block, LocationMLP, LocationGate)
+        windowed_gpt.ATTENTIONS |= dict(zip(IDEAS, attentions))
+        block = dict(zip(IDEAS, blocks))[config.attention]
         self.blocks = nn.ModuleList(block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
         self.initialize()

@@ -37,7 +37,7 @@ from results import option, parse, run_main
 from results.metrics import read
 from results.plot import COLOURS, MADE_BY, RESULTS, label, picture
 from studies.ablation import finished
-from windowed_gpt import HardWindow
+from studies.gates import HardWindow
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#BBBBBB"
 TEXT = "Good morrow, neighbour Baptista."

@@ -67,8 +67,7 @@ matched() { # as many parameters as the dot product has, to 2%
 windows() { # --attention plain is gpt.py
     for seed in 1 2 3; do
         run soft_window $seed windowed_gpt.py --attention soft_window
-        run hard_window $seed windowed_gpt.py --attention hard_window
-        for attention in head_gate location_mlp location_gate; do
+        for attention in hard_window head_gate location_mlp location_gate; do
             run $attention $seed -m studies.gates --attention $attention
         done
     done

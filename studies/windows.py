@@ -16,10 +16,10 @@ from torch import nn
 
 from results import run_main
 from studies import measure
+from studies.gates import IDEAS, HardWindow
 from studies.speed import training_step
-from windowed_gpt import ATTENTIONS, Attention, Config, HardWindow, SoftWindow
+from windowed_gpt import Attention, Config, SoftWindow
 
-GATES = ("head_gate", "location_mlp", "location_gate")
 CONTEXTS = (512, 1024, 2048, 4096)
 
 
@@ -44,8 +44,8 @@ def attention(kind, T, window=None, whole=False):
 
 
 def tables():
-    steps = {f"--attention {name}": training_step("windowed_gpt", attention=name) for name in ATTENTIONS}
-    steps |= {f"studies.gates --attention {name}": training_step("gates", attention=name) for name in GATES}
+    steps = {f"--attention {name}": training_step("windowed_gpt", attention=name) for name in ("plain", "soft_window")}
+    steps |= {f"studies.gates --attention {name}": training_step("gates", attention=name) for name in IDEAS}
     costs = {"A step of training": {"gpt.py": training_step("gpt"), **steps}}
     for T in CONTEXTS:
         costs[f"Attention alone, forward and backward, 4,096 characters in texts of {T:,}"] = {

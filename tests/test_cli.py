@@ -163,7 +163,7 @@ BAD_OTHERS = {
         ("--graph=window:0", "--graph window:0: must be"),
         ("--graph=causal:3", "--graph causal:3: must be"),
     ],
-    "windowed_gpt": [("--attention=head_gate", "must be one of plain, soft_window, hard_window")],
+    "windowed_gpt": [("--attention=head_gate", "must be one of plain, soft_window")],
     "gates": [("--attention=head_gate --n_head=1", "--n_head 1 is too few")],
 }
 BAD_SAMPLE = [

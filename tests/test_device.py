@@ -105,7 +105,7 @@ def test_a_student_has_the_losses_that_it_has_on_the_cpu(tmp_path, capfd):
 
 @on_cuda
 def test_what_waits_for_the_device_is_not_recorded(tmp_path, capfd):
-    train_on(DEVICE, "windowed_gpt", tmp_path / "run", "--cuda_graph", attention="hard_window", block_size=256)
+    train_on(DEVICE, "gates", tmp_path / "run", "--cuda_graph", attention="hard_window", block_size=256)
     assert "is not recorded as a CUDA graph: it waits for the device" in capfd.readouterr().out
 
 

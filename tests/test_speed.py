@@ -55,7 +55,8 @@ def test_between_two_log_lines_nothing_waits_for_the_device(train, monkeypatch, 
     [("bigram", 30), ("single_head", 150), ("multi_head", 200), ("block", 250), ("transformer", 1250), ("gpt", 1100)]
     + [("modern_gpt", 2000)]
     + [(f"pyg_free_gat {layer}", 1250) for layer in ("dot", "gat", "mean")]
-    + [(f"windowed_gpt {attention}", 2300) for attention in ("plain", "soft_window", "hard_window")]
+    + [(f"windowed_gpt {attention}", 2300) for attention in ("plain", "soft_window")]
+    + [("gates hard_window", 2300)]
     + [("long_gat", 1800)],  # with a short text; each doubling above 64 adds a level
 )
 def test_operations_of_a_step_of_training(rung, most):
@@ -63,7 +64,7 @@ def test_operations_of_a_step_of_training(rung, most):
     rung, *kind = rung.split()
     options = {"n_layer": 6} if rung in (*GPTS, "transformer") else {}
     if kind:
-        options["attention" if rung == "windowed_gpt" else "layer"] = kind[0]
+        options["layer" if rung == "pyg_free_gat" else "attention"] = kind[0]
     sizes = {**tiny_flags(rung), **options}
     step = training_step(rung, **sizes)(measure.Flags(quick=False))
     step()  # makes the optimizers' state

@@ -10,19 +10,18 @@ from torch.utils._pytree import tree_map
 
 import windowed_gpt
 from results.metrics import read
-from windowed_gpt import Config, HardWindow, SoftWindow
+from studies.gates import HardWindow
+from windowed_gpt import Config, SoftWindow
 
 B, T, H, C = 2, 9, 2, 8
 CLOSE = dict(atol=1e-11, rtol=1e-9)
-WINDOWED = ("plain", "soft_window", "hard_window")
+WINDOWED = ("plain", "soft_window")
 GATED = ("head_gate", "location_mlp", "location_gate")
-
-
-ATTENTIONS = WINDOWED + GATED
+ATTENTIONS = (*WINDOWED, "hard_window", *GATED)
 
 
 def rung_of(attention):
-    return "gates" if attention in GATED else "windowed_gpt"
+    return "windowed_gpt" if attention in WINDOWED else "gates"
 
 
 def block_of(attention, scale=0.7, **sizes):
