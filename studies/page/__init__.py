@@ -56,7 +56,13 @@ CURVES = {  # the published runs, each with its seeds, in the order of the table
     "attentions of windowed_gpt.py": [run for _, run in tables.ATTENTIONS.values()],
     "windows of GAT": [*tables.TEXTS],
     "tokens": [f"tokens_{rung}_{size}" for rung in ("gpt", "modern_gpt") for size in tables.TOKENS],
-    "larger models": [*tables.FULL],
+    "larger models": [*tables.FULL, "full_long_gat"],
+    "sparser graphs, full size": [
+        graphs.run_of(layer, graph, "full")
+        for layer in graphs.LAYERS
+        for graph in graphs.WINDOWS
+        if graph != "causal" and graphs.losses(layer, graph, size="full")
+    ],
     "the lowest loss": [*tables.RECORD],
 }
 
