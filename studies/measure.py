@@ -16,9 +16,11 @@ import multiprocessing
 import os
 import platform
 import random
+import signal
 import statistics
 import sys
 import time
+import traceback
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -125,18 +127,34 @@ def by_turns(calls, rounds, device="cpu"):
 # ---------------------------------------------------------------- Memory
 
 
-@contextlib.contextmanager
-def process(target, *args):
-    """Runs target(*args, answer) in a process of its own; gives the end of the pipe that hears its answers."""
+def apart(target, *args):
+    """What target(*args) returns, in a process of its own. Raises what it raises; Ctrl-C ends both processes."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=target, args=(*args, theirs))
+    child = context.Process(target=send, args=(theirs, target, *args))
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child inherits it, so that this process alone answers
     child.start()
+    signal.signal(signal.SIGINT, handler)
     theirs.close()
     try:
-        yield ours
+        found = ours.recv()
+    except EOFError:
+        raise UserError("a process that measures was killed; there may be too little memory") from None
     finally:
+        child.terminate()
         child.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def send(pipe, target, *args):
+    """Sends what target(*args) returns or raises."""
+    try:
+        pipe.send(target(*args))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        pipe.send(error)
 
 
 def resident(which):
@@ -145,8 +163,8 @@ def resident(which):
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(which))
 
 
-def peak_of(tables, title, name, flags, answer):
-    """Sends through the pipe `answer` the bytes that a call needs above what there was before it."""
+def peak_of(tables, title, name, flags):
+    """The bytes that a case's call needs above what there was before it, or None where that is not measured."""
     call = tables()[title][name](flags)
     call()  # compiles, and sets up what the first call alone does
     gc.collect()
@@ -154,21 +172,26 @@ def peak_of(tables, title, name, flags, answer):
         before = torch.cuda.memory_allocated(flags.device)
         torch.cuda.reset_peak_memory_stats(flags.device)
         call()
-        answer.send(torch.cuda.max_memory_allocated(flags.device) - before)
-    elif flags.device == "cpu" and sys.platform == "linux":
+        return torch.cuda.max_memory_allocated(flags.device) - before
+    if flags.device == "cpu" and sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # a libc without it
             ctypes.CDLL(None).malloc_trim(0)  # gives back what the first call left behind
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the highest so far
         before = resident("VmRSS")
         call()
-        answer.send(resident("VmHWM") - before)
+        return resident("VmHWM") - before
+    return None
 
 
 def memory_of(*case):
     """A case's peak in MB, as the table shows it: empty where it is not measured, or where the case failed."""
-    with process(peak_of, *case) as answer, contextlib.suppress(EOFError):
-        return f"{answer.recv() / 1e6:,.0f}"
-    return ""
+    try:
+        peak = apart(peak_of, *case)
+    except Exception as error:
+        if not line_of(error)[0]:
+            raise
+        return ""  # compare() says why
+    return "" if peak is None else f"{peak / 1e6:,.0f}"
 
 
 # ---------------------------------------------------------------- Tables

@@ -25,29 +25,27 @@ class Flags(measure.Flags):
     """Of this study, so that --help shows its docstring."""
 
 
-def measured(size, flags, answer):
-    """Sends through the pipe `answer` the seconds of loading a text of so many characters, and the other columns."""
-    options = QUICK if flags.quick else {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "text.txt"
-        with open(path, "wb") as file:
-            for _ in range(size // 10**4):
-                file.write(b"to be, or not to be\n" * 500)
-        config = gpt.Config(data=str(path), device=flags.device, **options)
-        config.dtype, _ = choose_dtype(config.dtype, config.device)
-        if sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the highest so far
-            before = resident("VmRSS")
-        found = []
-        seconds = timed(lambda: found.append(Dataset(config)), flags.device)
-        memory = f"{(resident('VmHWM') - before) / 1e6:,.0f}" if sys.platform == "linux" else ""
+def measured(size, flags, folder):
+    """The seconds of loading a text of so many characters, written to `folder`, and the other columns."""
+    path, options = Path(folder) / "text.txt", QUICK if flags.quick else {}
+    with open(path, "wb") as file:
+        for _ in range(size // 10**4):
+            file.write(b"to be, or not to be\n" * 500)
+    config = gpt.Config(data=str(path), device=flags.device, **options)
+    config.dtype, _ = choose_dtype(config.dtype, config.device)
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the highest so far
+        before = resident("VmRSS")
+    found = []
+    seconds = timed(lambda: found.append(Dataset(config)), flags.device)
+    memory = f"{(resident('VmHWM') - before) / 1e6:,.0f}" if sys.platform == "linux" else ""
     (data,) = found
     model = gpt.GPT(config, data.vocab_size).to(flags.device)
     step = partial(gpt.update, model, gpt.make_optimizers(config, model))
     steps = min(timed(lambda: step([data.batch("train")]), flags.device) for _ in range(5))
     evaluation = timed(lambda: gpt.evaluate(model, data), flags.device)
     over = sum(y.numel() for _, y in data.windows("val"))
-    answer.send((seconds, memory, f"{1000 * steps:,.0f}", f"{evaluation:,.1f}", f"{over:,}"))
+    return seconds, memory, f"{1000 * steps:,.0f}", f"{evaluation:,.1f}", f"{over:,}"
 
 
 def tables(flags):
@@ -55,8 +53,8 @@ def tables(flags):
     sizes = {name: size // 1000 if flags.quick else size for name, size in SIZES.items()}
     seconds, last = {name: [] for name in sizes}, {}
     for name in measure.turns(sizes, flags.rounds):
-        with measure.process(measured, sizes[name], flags) as answer:
-            took, *last[name] = answer.recv()
+        with tempfile.TemporaryDirectory() as folder:
+            took, *last[name] = measure.apart(measured, sizes[name], flags, folder)
         seconds[name].append(took)
     heads = ("memory, MB", "a step, ms", "an evaluation, s", "over characters")
     yield "Loading a text", seconds, {head: {name: last[name][i] for name in sizes} for i, head in enumerate(heads)}

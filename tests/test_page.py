@@ -347,7 +347,7 @@ def test_what_a_run_says_shows_as_text(opened):
 
 # ---------------------------------------------------------------- The models in the page
 
-PROMPT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun. Arise, fair s"
+PROMPT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun. Arise, f"
 
 
 def ids_of(tab):
