@@ -108,7 +108,8 @@ def check_file(name):
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         print("checking ...", flush=True)
-        command = [sys.executable, "-m", "studies.exercises.judge", name, str(path), str(answer)]
+        judge = "from studies.exercises.judge import main; main()"
+        command = [sys.executable, "-c", judge, name, str(path), str(answer)]
         try:
             done = subprocess.run(command, cwd=ROOT, timeout=LIMIT, capture_output=True, text=True, errors="replace")
         except subprocess.TimeoutExpired:
@@ -181,7 +182,7 @@ def hint(name):
 
 
 def compare(name):
-    mine = marks_of(existing(name).read_text(encoding="utf-8"))
+    mine = marks_of(existing(name).read_text(encoding="utf-8", errors="replace"))
     print("Yours:\n")
     print(textwrap.indent(textwrap.dedent(mine).strip("\n") or "(the marks around your lines are gone)", "    "))
     print("\nThe rung's:\n")

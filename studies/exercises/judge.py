@@ -194,7 +194,7 @@ def judged(name, path):
     return {"holds": holds, "says": says}
 
 
-if __name__ == "__main__":
+def main():
     torch.set_num_threads(1)
     name, path, answer = sys.argv[1:]
     Path(answer).write_text(json.dumps(judged(name, path)), encoding="utf-8")
