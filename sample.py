@@ -67,7 +67,7 @@ def load(folder, device, layers=""):
         module, build = rung(state["rung"])
         layer = state["config"].get("layer")
         if layer and layer not in module.LAYERS:
-            raise UserError(f"{folder}: its layer {layer!r} is unknown; sample.py --layers FILE runs a file that adds it")
+            raise UserError(f"{folder}: its layer {layer!r} is unknown; sample.py --layers FILE runs its file")
         tokenizer = tokenizer_of(state["tokenizer"])
         if not len(tokenizer):
             raise ValueError("it has no tokens")
