@@ -53,7 +53,7 @@ CURVES = {  # the published runs, each with its seeds, in the order of the table
     "sparser graphs": [
         graphs.run_of(layer, graph) for layer in graphs.LAYERS for graph in graphs.WINDOWS + graphs.SUMS
     ],
-    "attentions of windowed_gpt.py": [run for _, run in tables.ATTENTIONS.values()],
+    "learned windows, and gates": [run for _, run in tables.ATTENTIONS.values()],
     "windows of GAT": [*tables.TEXTS],
     "tokens": [f"tokens_{rung}_{size}" for rung in ("gpt", "modern_gpt") for size in tables.TOKENS],
     "larger models": [*tables.FULL, "full_long_gat"],
