@@ -13,6 +13,8 @@ included: a mean over the 128 places of the context.
 A table is printed too. It also has the diameter of each graph: how many layers it takes until every character can have
 heard of every earlier one. The models have three. Global edges hardly shorten it here: BigBird's global tokens
 read all others, but under a causal mask the first characters can read nothing that comes after them.
+
+Some windows were also trained at full size: `bash studies/reproduce.sh full_graphs full`. results/README.md has both.
 """
 
 import statistics
