@@ -515,7 +515,7 @@ def tiles_of(edges):
     each takes several launches.
     """
     T = edges.shape[-1]
-    size = 2**18 // max(T, 1) if edges.is_cuda else 16
+    size = 1 + 2**18 // (T + 1) if edges.is_cuda else 16
     if edges.is_cuda:
         return [(slice(i, min(i + size, T)), slice(0, T)) for i in range(0, T, size)]
     edges, tiles = edges.any(dim=(0, 1)).cpu(), []  # (T, T)
