@@ -515,10 +515,10 @@ def tiles_of(edges):
     each takes several launches.
     """
     T = edges.shape[-1]
-    size = 1 + 2**18 // (T + 1) if edges.is_cuda else 16
     if edges.is_cuda:
+        size = 1 + 2**18 // (T + 1)
         return [(slice(i, min(i + size, T)), slice(0, T)) for i in range(0, T, size)]
-    edges, tiles = edges.any(dim=(0, 1)).cpu(), []  # (T, T)
+    size, edges, tiles = 16, edges.any(dim=(0, 1)).cpu(), []  # (T, T)
     for i in range(0, T, size):
         j = edges[i : i + size].any(dim=0).nonzero()
         if len(j):
