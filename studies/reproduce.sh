@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Does anew the runs that the README quotes: bash studies/reproduce.sh ladder layers matched windows modern texts tokens
-# long graphs full_graphs students full record, or some of these. They come into results/reproduced/, beside those in
-# results/published/. Their losses come close to those: to the last bit only with the same processor, versions and
-# threads (see config.json). A run that is done, whose sample.txt is what comes last, is left alone; one that was
-# stopped goes on. The ablation, the gains and the speed tables have their own commands.
+# long graphs longer_graphs full_graphs students full record, or some of these. They come into results/reproduced/,
+# beside those in results/published/. Their losses come close to those: to the last bit only with the same processor,
+# versions and threads (see config.json). A run that is done, whose sample.txt is what comes last, is left alone; one
+# that was stopped goes on. The ablation, the gains and the speed tables have their own commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -111,6 +111,11 @@ graphs() { # windows, and graphs with about as many edges as a window of 16
     done
 }
 
+longer_graphs() { # three times the steps
+    run dot_1800 1 pyg_free_gat.py --layer dot --max_iters 1800 --eval_interval 300
+    run graph_dot_window_4_1800 1 pyg_free_gat.py --layer dot --graph window:4 --max_iters 1800 --eval_interval 300
+}
+
 full_graphs() { # some of them at full size, where gpt.py has the dot product and the causal graph
     for seed in 1 2 3; do
         for K in 4 8 16; do
@@ -167,7 +172,7 @@ record() { # three models, those that learn from all three, and both for twice a
 }
 
 for group in "${@:-}"; do
-    [[ " ladder layers matched windows modern texts tokens long graphs full_graphs students full record " == *" ${group:-none} "* && $group != *" "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, full_graphs, students, full, record" >&2; exit 2; }
+    [[ " ladder layers matched windows modern texts tokens long graphs longer_graphs full_graphs students full record " == *" ${group:-none} "* && $group != *" "* ]] || { echo "which: ladder, layers, matched, windows, modern, texts, tokens, long, graphs, longer_graphs, full_graphs, students, full, record" >&2; exit 2; }
 done
 cuda=$(python -c "import torch; print(torch.cuda.is_available())")
 for group; do

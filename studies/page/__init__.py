@@ -50,9 +50,8 @@ CURVES = {  # the published runs, each with its seeds, in the order of the table
     "the ladder": [run for *_, run, _, _ in tables.LADDER] + [*tables.OTHERS],
     "layers of pyg_free_gat.py": [run for run, *_ in tables.LAYERS.values()]
     + [matched for *_, matched in tables.LAYERS.values() if matched],
-    "sparser graphs": [
-        graphs.run_of(layer, graph) for layer in graphs.LAYERS for graph in graphs.WINDOWS + graphs.SUMS
-    ],
+    "sparser graphs": [graphs.run_of(layer, graph) for layer in graphs.LAYERS for graph in graphs.WINDOWS + graphs.SUMS]
+    + ["dot_1800", "graph_dot_window_4_1800"],
     "learned windows, and gates": [run for _, run in tables.ATTENTIONS.values()],
     "windows of GAT": [*tables.TEXTS],
     "tokens": [f"tokens_{rung}_{size}" for rung in ("gpt", "modern_gpt") for size in tables.TOKENS],
