@@ -511,8 +511,8 @@ def compiled_scores():
 def tiles_of(edges):
     """Tiles that cover all edges: slices of some tokens i, and of the j that any of them reads from in any graph.
 
-    On CUDA they cover all pairs, since to find the edges the CPU would have to wait for the GPU, and are large, since
-    each takes several launches.
+    On CUDA they cover all pairs, since to find the edges the CPU would have to wait for the GPU. They are large there,
+    since each of them launches several kernels.
     """
     T = edges.shape[-1]
     if edges.is_cuda:

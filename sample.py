@@ -67,7 +67,8 @@ def load(folder, device, layers=""):
         module, build = rung(state["rung"])
         layer = state["config"].get("layer")
         if layer and layer not in module.LAYERS:
-            raise UserError(f"{folder}: its layer {layer!r} is unknown; sample.py --layers FILE runs its file")
+            way = "sample.py --layers FILE runs the file that adds it"
+            raise UserError(f"{folder}: its layer {layer!r} is unknown; {way}")
         tokenizer = tokenizer_of(state["tokenizer"])
         if not len(tokenizer):
             raise ValueError("it has no tokens")

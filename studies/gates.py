@@ -181,9 +181,9 @@ class GPT(windowed_gpt.GPT):
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        attentions, blocks = (HardWindow, HeadGate, Looking, Looking), (Block, Block, LocationMLP, LocationGate)
-        windowed_gpt.ATTENTIONS |= dict(zip(IDEAS, attentions))
-        block = dict(zip(IDEAS, blocks))[config.attention]
+        windowed_gpt.ATTENTIONS |= {"hard_window": HardWindow, "head_gate": HeadGate}
+        windowed_gpt.ATTENTIONS |= {"location_mlp": Looking, "location_gate": Looking}
+        block = {"location_mlp": LocationMLP, "location_gate": LocationGate}.get(config.attention, Block)
         self.blocks = nn.ModuleList(block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
         self.initialize()

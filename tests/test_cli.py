@@ -357,7 +357,7 @@ def test_a_run_with_a_layer_of_ones_own_is_sampled_and_resumed(train, tmp_path, 
         patch.setattr(pyg_free_gat, "LAYERS", {**layers})
         runpy.run_path(str(file))
         train("pyg_free_gat", layer="decay")
-    with pytest.raises(UserError, match="its layer 'decay' is unknown; sample.py --layers FILE runs its file"):
+    with pytest.raises(UserError, match="'decay' is unknown; sample.py --layers FILE runs the file that adds it"):
         sample.main([folder])
     with pytest.raises(UserError, match="--layer decay"):
         train("pyg_free_gat", "--resume", max_iters=8)

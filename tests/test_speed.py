@@ -1,13 +1,14 @@
 """What the tools that measure measure: never how fast, but of what."""
 
 import importlib
+import os
 
 import pytest
 import torch
 from conftest import GPTS, RUNGS, Counter, build, tiny_flags
 
 import modern_gpt
-from data import Dataset
+from data import Dataset, UserError
 from studies import ablation, measure
 from studies.speed import training_flops, training_step
 from studies.writing import generate_uncached
@@ -119,6 +120,13 @@ def test_soft_windows_of_modern_gpt_write_with_a_cache_as_without():
         expected, cache = model(ids), model.new_cache(2)
         parts = [model(ids[:, :5], cache, 0), *(model(ids[:, i : i + 1], cache, i) for i in range(5, 16))]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-10, rtol=0)
+
+
+def test_what_goes_wrong_in_a_process_of_its_own_is_said_by_the_one_that_asked(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        measure.apart(os.stat, str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="was killed; there may be too little memory"):
+        measure.apart(os._exit, 137)
 
 
 @pytest.mark.parametrize("study", ["gates", "modern_windows"])
